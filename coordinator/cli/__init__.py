@@ -1,0 +1,1 @@
+"""The `mesh-coordinator` command: verbs to calls, answers to text. Decides nothing."""

@@ -1,0 +1,56 @@
+"""Settings of a coordinator: one dataclass, written by `init` to coordinator.toml, read by `serve` (OPS-4)."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from meshctl.errors import EnvironmentFault, UsageError
+
+DEFAULT_DIRECTORY = Path("/var/lib/mesh-coordinator")
+DEFAULT_PORT = 7443  # below 32768: above it the kernel hands out ports to anybody's outgoing connections
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorConfig:
+    """Every field may be changed in the file; `serve` flags win over it."""
+
+    listen: tuple[str, ...] = (f"0.0.0.0:{DEFAULT_PORT}", f"[::]:{DEFAULT_PORT}")
+    """HOST:PORT of the TLS front."""
+    etcd: tuple[str, ...] = ()
+    """URLs of an etcd cluster; empty: an etcd of our own, as a child process on loopback."""
+    etcd_ca: str = ""
+    """CA certificate, client certificate and client key for that cluster (PEM files)."""
+    etcd_cert: str = ""
+    etcd_key: str = ""
+    kek: str = "file"
+    """Where the key-encryption key comes from: file or passphrase."""
+    kek_file: str = "kek"
+    """Key file, or the file that holds the passphrase; relative to the data directory."""
+    health_listen: str = "127.0.0.1:9587"
+    """HOST:PORT of /healthz, /readyz and /metrics; empty turns them off."""
+
+    def text(self) -> str:
+        """As TOML. Strings and lists of strings are written alike in JSON and TOML."""
+        lines = ["# mesh-coordinator serve reads this; flags win over it.\n"]
+        for item in fields(self):
+            value = getattr(self, item.name)
+            lines.append(f"{item.name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}\n")
+        return "".join(lines)
+
+
+def load(directory: Path) -> CoordinatorConfig:
+    """The settings of an initialised data directory. Raises UsageError."""
+    path = directory / "coordinator.toml"
+    try:
+        given = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UsageError(f"{directory} holds no mesh", "mesh-coordinator init, or --data-dir") from error
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise EnvironmentFault(f"cannot read {path}: {error}", "correct the file") from error
+    known = {item.name: item for item in fields(CoordinatorConfig)}
+    if unknown := given.keys() - known.keys():
+        raise UsageError(f"{path}: unknown setting {min(unknown)!r}", f"known are {', '.join(known)}")
+    return CoordinatorConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})

@@ -1,0 +1,172 @@
+"""One watch on the registry, one shared log for all streams (NET-2, NET-4, OPS-2).
+
+The feed is this coordinator's whole picture: who is a member, who is gone, which tokens and policy there are. It is rebuilt
+from the registry after a start or a compaction and moves forward only by what the watch says. It writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+
+from coordinator import records
+from coordinator.records import NodeRecord, Tombstone
+from coordinator.registry import GONE, NODES, ROOT, Changes, Compacted, Deleted, Record, Registry
+from meshctl.mesh import interface, topology
+from meshctl.mesh.journal import Journal
+from meshctl.mesh.model import Node, NodeId
+from meshctl.wire import codec, session
+
+DIGESTS_KEPT = 256  # a node that reports a revision older than that many changes is lagging anyway
+
+
+@dataclass(slots=True)
+class Member:
+    """A living node: its record, its view for peers, its line in every other kernel."""
+
+    record: NodeRecord
+    node: Node
+    line: int
+    generation: int
+
+
+@dataclass(slots=True)
+class _Digests:
+    total: int = 0
+    at: OrderedDict[int, int] = field(default_factory=OrderedDict)
+
+
+class Feed:
+    """`await feed.load()` once, then `await feed.run()` for ever; sessions wait on `changed(after)`."""
+
+    def __init__(self, registry: Registry, on_gone: Callable[[NodeId], None]) -> None:
+        self.journal = Journal()
+        self.members: dict[NodeId, Member] = {}
+        self.gone: dict[NodeId, Tombstone] = {}
+        self.by_name: dict[str, NodeId] = {}
+        self.loaded = False
+        self.following = False  # whether the registry answers: what we serve may be old otherwise
+        self.seen = 0  # last registry revision this feed has heard of, whether it touched the map or not
+        self._registry, self._on_gone = registry, on_gone
+        self._digests = _Digests()
+        self._frames: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
+        self._tick: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def load(self) -> None:
+        """The whole registry at one revision: at start and after a compaction."""
+        found, revision = await self._registry.list(ROOT)
+        paths = {record.path for record in found}
+        for node in [n for n in self.members if NODES + n not in paths]:
+            self._remove(node, revision)
+        for record in sorted(found, key=lambda r: r.revision):
+            self._put(record)
+        self.seen = max(self.seen, revision)
+        self.loaded = True
+        self._wake()
+
+    async def run(self) -> None:
+        """Follow the watch; after a compaction read everything again."""
+        while True:
+            async for news in self._registry.watch(ROOT, self.seen + 1):
+                match news:
+                    case Compacted():
+                        await self.load()
+                        break
+                    case Changes(revision, events):
+                        for event in events:
+                            if isinstance(event, Deleted):
+                                self._deleted(event.path, event.revision)
+                            else:
+                                self._put(event)
+                        self.seen = revision
+                        self._wake()
+
+    def _put(self, record: Record) -> None:
+        if record.path.startswith(NODES):
+            held = records.decode(record.value, NodeRecord)
+            node = held.node(joined=record.created)
+            line = interface.digest_line(node.statement.wireguard, topology.peer(node).allowed_ips)
+            old = self.members.get(node.id)
+            self._digests.total += line - (old.line if old else 0)
+            self.members[node.id] = Member(held, node, line, record.generation)
+            self.by_name[node.name] = node.id
+            self.gone.pop(node.id, None)
+            self._record(record.revision, node.id, codec.encode_node(node))
+        elif record.path.startswith(GONE):
+            stone = records.decode(record.value, Tombstone)
+            self.gone[stone.id] = stone
+            self._remove(stone.id, record.revision)
+
+    def _deleted(self, path: str, revision: int) -> None:
+        if path.startswith(NODES):
+            self._remove(NodeId(path.removeprefix(NODES)), revision)
+        elif path.startswith(GONE):
+            node = NodeId(path.removeprefix(GONE))
+            if self.gone.pop(node, None) and node not in self.members:
+                self.journal.forget(node)
+
+    def _remove(self, node: NodeId, revision: int) -> None:
+        member = self.members.pop(node, None)
+        if member:
+            self._digests.total -= member.line
+            if self.by_name.get(member.node.name) == node:
+                del self.by_name[member.node.name]
+        self._record(revision, node, None)
+        if member:
+            self._on_gone(node)
+
+    def _record(self, revision: int, node: NodeId, chunk: bytes | None) -> None:
+        self.journal.record(revision, node, chunk)
+        self._digests.at[revision] = self._digests.total
+        while len(self._digests.at) > DIGESTS_KEPT:
+            self._digests.at.popitem(last=False)
+
+    def _wake(self) -> None:
+        tick, self._tick = self._tick, asyncio.get_running_loop().create_future()
+        tick.set_result(None)
+
+    @property
+    def revision(self) -> int:
+        """Of the map: the last change that streams can see."""
+        return self.journal.revision
+
+    async def changed(self, after: int) -> None:
+        """Return once the map is beyond revision `after`."""
+        while self.revision <= after:
+            await asyncio.shield(self._tick)
+
+    async def reached(self, revision: int) -> None:
+        """Return once this feed has seen the registry's `revision` (read your own write)."""
+        while self.seen < revision:
+            await asyncio.shield(self._tick)
+
+    def frames(self, cursor: int) -> list[bytes]:
+        """Everything since `cursor` as frames; the same bytes for all streams that stand there."""
+        key = cursor, self.revision
+        if key not in self._frames:
+            resumable = cursor > 0 and self.journal.can_resume(cursor)
+            changes = self.journal.since(cursor) if resumable else self.journal.snapshot()
+            made = session.frames(changes, cursor, self.revision, self.journal.hash, snapshot=not resumable)
+            self._frames[key] = made
+            while len(self._frames) > 64:
+                self._frames.popitem(last=False)
+        return self._frames[key]
+
+    def expected_digest(self, node: NodeId, revision: int) -> bytes | None:
+        """What the kernel of `node` should hold at `revision` of the map; None when that is too long ago to say."""
+        member = self.members.get(node)
+        total = self._digests.at.get(revision)
+        if member is None or total is None:
+            return None
+        return ((total - member.line) % (1 << 256)).to_bytes(32, "big")
+
+    def addresses_taken(self) -> set[IPv4Address]:
+        """Of members, and of the gone while their tombstones stand."""
+        return {m.node.address4 for m in self.members.values()} | {s.address4 for s in self.gone.values()}
+
+    def find(self, name_or_id: str) -> Member | None:
+        """A member by name, or by id."""
+        return self.members.get(self.by_name.get(name_or_id, NodeId(name_or_id)))

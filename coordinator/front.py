@@ -1,0 +1,339 @@
+"""The coordinator's TLS front: who may connect, how many at once, for how long (ENC-3, ACC-4, ACC-5, OPS-4).
+
+grpcio can restrict neither suites nor versions, knows no revocation and keeps a channel past its certificate's end. So
+this front speaks TLS and a stock grpc.aio server listens behind it on a unix socket that only we can reach.
+
+Admission: an unauthenticated connection gets three seconds for one whole ClientHello (which costs us nothing), then
+waits its turn, fairly among addresses, for one of 64 places; so half-open connections never delay a good client, and a
+whole mesh that reconnects at once does not time itself out. Deadlines count ticks, not seconds: while this process is
+too busy to read, nobody's time runs out.
+
+What a caller may do is the services' business (coordinator/peer.py tells them who calls); revocation is decided by the
+`admit` callback. Nothing here parses HTTP/2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import resource
+import ssl
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Final
+
+from coordinator import tls
+from coordinator.peer import PeerIdentity, peer_identity
+from coordinator.relay import SERVED, Connection, Phase, Why
+from coordinator.tls import Credentials
+from meshctl.crypto import pki
+from meshctl.errors import EnvironmentFault
+
+__all__ = ["Credentials", "Figures", "Front", "PeerIdentity", "Why", "grpc_server_options", "peer_identity"]
+
+TICK_S: Final = 0.1
+HANDSHAKES: Final = 64  # in flight: 5,000 clients at once took 9 s and none failed (measured)
+WAITING_MANY: Final = HANDSHAKES  # more than a whole round of them waits: time to be strict
+STRICT_HANDSHAKE_S: Final = 0.5  # one round trip to the other side of the planet, and its arithmetic
+PER_ADDRESS: Final = 512  # unauthenticated connections of one IPv4 address or IPv6 /64: a site behind one NAT
+PER_IDENTITY: Final = 8  # an agent holds one; the rest are its dead ones that TCP has not noticed yet
+ANONYMOUS_PART: Final = 4  # at most a quarter of all connections may be clients without certificate
+BACKLOG: Final = 4096  # the kernel's somaxconn; asyncio's 100 made 5,000 connects take 47 s
+READ_BUFFER_BYTES: Final = 64 * 1024  # one for all connections: asyncio's own TLS keeps 256 kB for each
+DESCRIPTORS_RESERVED: Final = 128  # etcd, logs, the audit's segments, listening sockets
+DESCRIPTORS_PER_CONNECTION: Final = 3  # client, our end and grpc's end of the unix socket
+PENDING_REQUESTS: Final = 20_000  # grpc cancels streams of a connect storm by default
+PATIENCE: Final[dict[Phase, tuple[float, Why]]] = {  # seconds in a phase, and what it is called when they are over
+    Phase.HELLO: (3.0, Why.SILENT),
+    Phase.HANDSHAKE: (3.0, Why.SLOW),
+    Phase.CONNECTING: (3.0, Why.BACKEND),
+    Phase.RELAY: (30.0, Why.TOO_LONG),  # anonymous clients only: a join takes 12 ms, attestation some seconds
+    Phase.CLOSING: (5.0, Why.STUCK),
+}
+
+
+def grpc_server_options() -> list[tuple[str, int]]:
+    """Options for the grpc.aio server behind the front; message sizes are the services' business."""
+    return [
+        ("grpc.server.max_pending_requests", PENDING_REQUESTS),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_REQUESTS),
+        ("grpc.server_max_unrequested_time_in_server", 300),  # seconds; 30 by default, too short in a storm
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # or a client's keepalive earns it a GOAWAY
+        ("grpc.max_concurrent_streams", 64),  # an agent needs three
+        ("grpc.keepalive_time_ms", 30_000),  # a node that vanished without a word frees its place
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Counts for metrics. `accepted`, `refused` and `cut` since the start; the others now."""
+
+    accepted: int
+    refused: Mapping[Why, int]
+    cut: Mapping[Why, int]
+    live: int
+    waiting: int
+    handshakes: int
+    anonymous: int
+
+
+class _Line:
+    """Those who wait: first in first out for one address, addresses in turn."""
+
+    def __init__(self) -> None:
+        self._of: dict[bytes, dict[Connection, None]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, connection: Connection) -> None:
+        self._of.setdefault(_source(connection), {})[connection] = None
+        self._count += 1
+
+    def discard(self, connection: Connection) -> None:
+        source = _source(connection)
+        own = self._of.get(source, {})
+        if connection in own:
+            del own[connection]
+            self._count -= 1
+            if not own:
+                del self._of[source]
+
+    def first(self) -> Connection | None:
+        if not self._of:
+            return None
+        source = next(iter(self._of))
+        self._of[source] = own = self._of.pop(source)  # its next one comes after everybody else's
+        return next(iter(own))
+
+
+def _source(connection: Connection) -> bytes:
+    """What counts as one address: nobody gets a single IPv6 address, but a /64."""
+    match connection.address:
+        case IPv4Address() as address:
+            return address.packed
+        case IPv6Address() as address:
+            return address.packed[:8]
+        case None:
+            return b""
+
+
+class Front:
+    """TLS in front of grpc's unix socket `backend`, which must lie in a directory of mode 0700.
+
+    `admit(spiffe_uri, certificate)` says whether a verified client is still welcome; `clock` gives unix seconds.
+    """
+
+    def __init__(
+        self, credentials: Credentials, mesh_id: str, backend: Path,
+        *, admit: Callable[[str, bytes], bool], clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self.mesh_id, self.backend = mesh_id, backend
+        self.buffer = memoryview(bytearray(READ_BUFFER_BYTES))
+        self.ticks = 0
+        self._admit, self._clock = admit, clock
+        self._servers: list[asyncio.Server] = []
+        self._open: set[Connection] = set()
+        self._timed: set[Connection] = set()  # those whose phase has an end
+        self._line = _Line()
+        self._handshakes: set[Connection] = set()
+        self._anonymous: set[Connection] = set()
+        self._nodes: dict[str, dict[Connection, None]] = {}
+        self._unproven: dict[bytes, set[Connection]] = {}
+        self._soonest = float("inf")  # no certificate of a live connection ends before
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self._emptied = asyncio.Event()
+        self._accepted = 0
+        self._refused: Counter[Why] = Counter()
+        self._cut: Counter[Why] = Counter()
+        self._capacity = 0
+        self.reload(credentials)
+
+    def reload(self, credentials: Credentials) -> None:
+        """Use these from the next handshake on; live connections go on. Raises TrustError, EnvironmentFault."""
+        self._context: ssl.SSLContext = tls.server_context(credentials)
+        self.ca = credentials.ca
+
+    async def start(self, addresses: Sequence[tuple[str, int]]) -> None:
+        """Listen on every (host, port). Raises EnvironmentFault and listens on none if one of them fails."""
+        directory = self.backend.parent.stat()
+        if directory.st_mode & 0o077:
+            raise EnvironmentFault(f"{self.backend.parent} is open to others", "make it a directory of mode 0700")
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._capacity = max(1, (descriptors - DESCRIPTORS_RESERVED) // DESCRIPTORS_PER_CONNECTION)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(TICK_S, self._tick)
+        for host, port in addresses:
+            try:
+                make = functools.partial(Connection, self)
+                self._servers.append(await loop.create_server(make, host, port, backlog=BACKLOG))
+            except OSError as error:
+                await self.stop()
+                what = f"cannot listen on {host} port {port}: {error.strerror}"
+                raise EnvironmentFault(what, "is the address this machine's, and the port free?") from error
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """(host, port) of every listening socket."""
+        return [listener.getsockname()[:2] for server in self._servers for listener in server.sockets]
+
+    @property
+    def connections(self) -> Figures:
+        """The figures of this moment."""
+        return Figures(
+            self._accepted, dict(self._refused), dict(self._cut), len(self._open), len(self._line),
+            len(self._handshakes), len(self._anonymous),
+        )  # fmt: skip
+
+    def cut(self, identity: str) -> int:
+        """Close every connection of a node id or SPIFFE URI at once -> how many. Make `admit` refuse it first."""
+        uri = identity if "://" in identity else pki.spiffe_id(self.mesh_id, identity)
+        live = [connection for connection in self._nodes.get(uri, ()) if connection.phase is not Phase.CLOSED]
+        for connection in live:
+            connection.end(Why.REVOKED)
+        return len(live)
+
+    async def stop(self) -> None:
+        """Close all sockets. Stop the grpc server first, with grace, to let calls end in peace."""
+        self._stopping = True
+        for server in self._servers:
+            server.close()
+        for connection in list(self._open):
+            connection.end(Why.STOPPED)
+        while self._open or self._tasks:
+            self._emptied.clear()
+            await self._emptied.wait()
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # ---- what connections report -------------------------------------------------------------------------------------
+
+    def arrived(self, connection: Connection) -> None:
+        """A client connected. Refuses it if there are too many."""
+        self._accepted += 1
+        self._open.add(connection)
+        same = self._unproven.setdefault(_source(connection), set())
+        same.add(connection)
+        if self._stopping:
+            connection.end(Why.STOPPED)
+        elif len(self._open) > self._capacity:
+            connection.end(Why.FULL)
+        elif len(same) > PER_ADDRESS:
+            connection.end(Why.CROWDED)
+        else:
+            connection.enter(Phase.HELLO)
+
+    def entered(self, connection: Connection) -> None:
+        """A connection went on to its phase: give it its place, take away the one it had."""
+        phase = connection.phase
+        if phase is Phase.WAITING:
+            self._line.add(connection)
+            self._call_next()
+        else:
+            self._line.discard(connection)
+        if phase is Phase.HANDSHAKE:
+            self._handshakes.add(connection)
+        elif connection in self._handshakes:
+            self._handshakes.remove(connection)
+            self._call_next()
+        if phase in PATIENCE and not (phase is Phase.RELAY and connection.client.uri):
+            self._timed.add(connection)
+        else:
+            self._timed.discard(connection)
+
+    def admitted(self, connection: Connection, certificate: bytes | None) -> Why | None:
+        """Judge a client whose certificate TLS has verified -> why it is refused, or None."""
+        uri = connection.client.uri
+        if uri is None or certificate is None:
+            if len(self._anonymous) * ANONYMOUS_PART >= self._capacity:
+                return Why.CROWDED
+            self._anonymous.add(connection)
+            return None
+        if connection.client.expires <= self._clock():
+            return Why.EXPIRED
+        if not self._admit(uri, certificate):
+            return Why.REVOKED
+        own = self._nodes.setdefault(uri, {})
+        if len(own) >= PER_IDENTITY:
+            next(iter(own)).end(Why.SURPLUS)
+        own[connection] = None
+        self._soonest = min(self._soonest, connection.client.expires)
+        self._proven(connection)
+        return None
+
+    def ended(self, connection: Connection, why: Why) -> None:
+        """Count a refusal or, if the connection was being served, a cut."""
+        (self._cut if connection.phase in SERVED else self._refused)[why] += 1
+
+    def gone(self, connection: Connection) -> None:
+        """All sockets of a connection are closed."""
+        self._open.discard(connection)
+        self._timed.discard(connection)
+        self._anonymous.discard(connection)
+        self._proven(connection)
+        uri = connection.client.uri
+        if uri is not None and (own := self._nodes.get(uri)) is not None:
+            own.pop(connection, None)
+            if not own:
+                del self._nodes[uri]
+        self._emptied.set()
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Run `work` and keep it alive."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    # ---- the machinery -----------------------------------------------------------------------------------------------
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._emptied.set()
+
+    def _proven(self, connection: Connection) -> None:
+        source = _source(connection)
+        same = self._unproven.get(source, set())
+        same.discard(connection)
+        if not same:
+            self._unproven.pop(source, None)
+
+    def _call_next(self) -> None:
+        """One handshake per turn of the event loop: the others' packets are read in between."""
+        asyncio.get_running_loop().call_soon(self._start_next)
+
+    def _start_next(self) -> None:
+        if len(self._handshakes) < HANDSHAKES and (connection := self._line.first()) is not None:
+            connection.start(self._context)
+            self._call_next()
+
+    def _tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self.ticks += 1
+        strict = len(self._line) > WAITING_MANY
+        for connection in list(self._timed):
+            limit_s, why = PATIENCE[connection.phase]
+            if strict and connection.phase is Phase.HANDSHAKE:
+                limit_s = STRICT_HANDSHAKE_S
+            if (self.ticks - connection.since) * TICK_S >= limit_s:
+                connection.end(why)
+        if self._clock() >= self._soonest:
+            self._expire()
+
+    def _expire(self) -> None:
+        now = self._clock()
+        live = [connection for own in self._nodes.values() for connection in own]
+        for connection in live:
+            if connection.client.expires <= now:
+                connection.end(Why.EXPIRED)
+        self._soonest = min((c.client.expires for c in live if c.client.expires > now), default=float("inf"))

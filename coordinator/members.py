@@ -1,0 +1,123 @@
+"""Who goes, and what changes about those who stay: revoke, remove, leave, endpoints, tokens (ACC-5, NET-1, OPS-4).
+
+Each act is one transaction with compares and is on disk as an event before it is confirmed. A tombstone keeps the address
+of a node that is gone, and tells a revoked one from one that may come back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from coordinator import records
+from coordinator.enrol import merged
+from coordinator.feed import Feed, Member
+from coordinator.keyring import SealedRegistry
+from coordinator.records import NodeRecord, Tombstone, Why
+from coordinator.registry import ADDRESSES, GONE, NAMES, NODES, TOKENS, Committed, Delete, Op, Put
+from meshctl.crypto import pki
+from meshctl.errors import ConflictError, RefusedError, UsageError
+from meshctl.events import Event, Events, NodeLeft, NodeRemoved, NodeRevoked, TokenCreated, TokenRevoked
+from meshctl.mesh import limits
+from meshctl.mesh.admission import Token
+from meshctl.mesh.model import Address, Candidate, MeshInfo, NodeId
+from meshctl.mesh.token import JoinToken
+
+ROUNDS = 16
+_EVENT: dict[Why, type[NodeRevoked] | type[NodeRemoved] | type[NodeLeft]] = {
+    Why.REVOKED: NodeRevoked, Why.REMOVED: NodeRemoved, Why.LEFT: NodeLeft,
+}  # fmt: skip
+
+
+class Members:
+    """The verbs of operators, and of nodes about themselves. `clock` is wall time in unix seconds."""
+
+    def __init__(self, mesh: MeshInfo, registry: SealedRegistry, feed: Feed, events: Events, clock: Callable[[], float]) -> None:
+        self.mesh = mesh
+        self._registry, self._feed, self._events, self._clock = registry, feed, events, clock
+
+    def find(self, name: str) -> Member:
+        """A member by name or id. Raises RefusedError, telling a node that is gone from one that never was."""
+        member = self._feed.find(name)
+        if member:
+            return member
+        for stone in self._feed.gone.values():
+            if name in (stone.name, stone.id):
+                raise RefusedError(f"node {name} was {stone.why} already", "mesh-coordinator nodes list")
+        raise RefusedError(f"this mesh has no node {name!r}", "mesh-coordinator nodes list")
+
+    async def depart(self, name: str, why: Why, reason: str, actor: str, source: Address | None = None) -> tuple[NodeId, int]:
+        """Take a node out for `why` (revoked, removed, left) -> (id, revision). Peers hear of it by the map."""
+        for _ in range(ROUNDS):
+            member = self.find(name)
+            node = member.node
+            name_path = NAMES + self._registry.index_key("name", node.name)
+            at, name_at, gone_at = await self._registry.read(NODES + node.id, name_path, GONE + node.id)
+            if at is None:
+                await self._feed.load()
+                continue
+            stone = Tombstone(node.id, node.name, node.address4, why, self._clock(), reason)
+            ops: list[Op] = [Delete(at.path, at.generation), Put(GONE + node.id, records.encode(stone), gone_at.generation if gone_at else 0)]
+            if name_at and name_at.value == node.id.encode():
+                ops.append(Delete(name_path, name_at.generation))
+            done = await self._registry.commit(*ops)
+            if isinstance(done, Committed):
+                event: Event = _EVENT[why](actor=actor, source=source, node=node.id, name=node.name)
+                await self._events.commit(event)
+                await self._feed.reached(done.revision)
+                return node.id, done.revision
+        raise ConflictError(f"node {name} is being changed by somebody else", "try again")
+
+    async def set_candidates(self, node: NodeId, told: Sequence[Candidate], source: Address) -> None:
+        """A node's endpoints as it and we see them; written only when they changed."""
+        wanted = merged(told, source)
+        member = self._feed.members.get(node)
+        if member is None or set(member.record.candidates) == set(wanted):
+            return
+        (at,) = await self._registry.read(NODES + node)
+        if at is not None:
+            record = replace(records.decode(at.value, NodeRecord), candidates=wanted)
+            await self._registry.commit(Put(at.path, records.encode(record), at.generation))  # a lost race: the node tells again
+
+    async def sweep(self) -> int:
+        """Remove tombstones past their time, and with them what they kept from being reused."""
+        now = self._clock()
+        swept = 0
+        for stone in [s for s in self._feed.gone.values() if now - s.at > limits.TOMBSTONE_LIFE_S and s.why is not Why.REVOKED]:
+            address_path = ADDRESSES + self._registry.index_key("address", str(stone.address4))
+            gone_at, address_at = await self._registry.read(GONE + stone.id, address_path)
+            ops = [Delete(r.path, r.generation) for r in (gone_at, address_at) if r]
+            if ops and isinstance(await self._registry.commit(*ops), Committed):
+                swept += 1
+        return swept
+
+    # ---- tokens ----------------------------------------------------------------------------------------------------
+    async def create_token(self, life_s: float, uses: int, tags: tuple[str, ...], ephemeral: bool, note: str, actor: str) -> JoinToken:
+        """A new token; its secret exists in the answer and nowhere else."""
+        if not 0 < life_s <= 366 * 86400 or not 0 < uses <= 100_000:
+            raise UsageError("a token lives up to a year and admits 1 to 100000 nodes", "--expires 1h --uses 1")
+        now = self._clock()
+        secret, name = secrets.token_bytes(32), secrets.token_hex(8)
+        token = Token(name, hashlib.sha256(secret).digest(), now, now + life_s, uses, tags, ephemeral, note=note)
+        await self._registry.commit(Put(TOKENS + name, records.encode(token), 0))
+        await self._events.commit(TokenCreated(actor=actor, token=name, expires=token.expires, uses=uses, tags=tags))
+        return JoinToken(pki.fingerprint(self.mesh.ca), name, secret, self.mesh.coordinators)
+
+    async def tokens(self) -> tuple[Token, ...]:
+        """All tokens, newest first; hashes only."""
+        found, _ = await self._registry.list(TOKENS)
+        return tuple(sorted((records.decode(r.value, Token) for r in found), key=lambda t: -t.created))
+
+    async def revoke_token(self, name: str, actor: str) -> None:
+        """Nobody joins with it any more; nodes that did stay."""
+        for _ in range(ROUNDS):
+            (at,) = await self._registry.read(TOKENS + name)
+            if at is None:
+                raise RefusedError(f"this mesh has no token {name!r}", "mesh-coordinator token list")
+            token = replace(records.decode(at.value, Token), revoked=True)
+            if isinstance(await self._registry.commit(Put(at.path, records.encode(token), at.generation)), Committed):
+                await self._events.commit(TokenRevoked(actor=actor, token=name))
+                return
+        raise ConflictError(f"token {name} is in use this very moment", "try again")

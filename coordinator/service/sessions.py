@@ -1,0 +1,174 @@
+"""The Mesh service: one stream per node carries the map down and reports up (NET-2).
+
+A stream is a cursor into the feed's shared log: when its turn comes it is sent everything since, as bytes that all streams share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from coordinator.asymmetry import Asymmetry
+from coordinator.feed import Feed
+from coordinator.members import Members
+from coordinator.peer import PeerIdentity
+from coordinator.presence import PresenceTable
+from coordinator.records import Why
+from coordinator.service import calls
+from meshctl.errors import MeshError, ProtocolError, RefusedError
+from meshctl.events import Events, SessionClosed, SessionOpened
+from meshctl.mesh import limits
+from meshctl.mesh.model import MeshInfo, NodeId
+from meshctl.wire import operator, session
+from meshctl.wire.session import UpFrame
+
+Context = grpc.aio.ServicerContext[Any, Any]
+JUST_JOINED_S = 3.0  # a node may connect here before our watch has told of its join at another coordinator
+REPORTS_PER_S = 20.0  # of one stream, sustained; a healthy agent sends one per change
+
+
+class MeshService:
+    """Session and Leave."""
+
+    def __init__(
+        self, mesh: MeshInfo, feed: Feed, presence: PresenceTable, members: Members, events: Events,
+        asymmetry: Asymmetry,
+    ) -> None:  # fmt: skip
+        self._mesh, self._feed, self._presence, self._members, self._events = mesh, feed, presence, members, events
+        self._asymmetry = asymmetry
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Session works on bytes: what the feed encoded once is what grpc sends."""
+        return grpc.method_handlers_generic_handler(
+            "meshctl.wire.v1.Mesh",
+            {
+                "Session": grpc.stream_stream_rpc_method_handler(self.session, session.parse_up, None),
+                "Leave": grpc.unary_unary_rpc_method_handler(self.leave, session.parse_nothing, session.serialize),
+            },
+        )
+
+    async def leave(self, _request: Any, context: Context) -> Any:
+        """The calling node goes."""
+        try:
+            node, who = calls.calling_node(context, self._mesh.id)
+            _, revision = await self._members.depart(node, Why.LEFT, "", f"node:{node}", who.address)
+            return operator.done(revision, "left")
+        except MeshError as error:
+            await calls.refuse(context, error)
+
+    async def session(self, requests: AsyncIterator[Any], context: Context) -> None:
+        """One node's stream, until it ends or is cut."""
+        try:
+            node, who = calls.calling_node(context, self._mesh.id)
+            await self._known(node)
+            first = session.decode_up(await anext(requests))
+            if first.resume is None:
+                raise ProtocolError("a session begins with Resume")
+        except StopAsyncIteration:
+            return
+        except MeshError as error:
+            await calls.refuse(context, error)
+        opened = time.time()
+        self._presence.opened(node, str(who.address), now=opened)
+        self._events.emit(SessionOpened(actor=f"node:{node}", source=who.address, node=node, revision=first.resume[1]))
+        stream = _Stream(self, node, who, context, self._cursor(first.resume))
+        why = "ended"
+        try:
+            await stream.run(requests)
+        except MeshError as error:
+            why = error.what
+            await calls.refuse(context, error)
+        finally:
+            self._presence.closed(node, now=time.time())
+            lasted = time.time() - opened
+            self._events.emit(SessionClosed(actor=f"node:{node}", source=who.address, node=node, why=why, lasted_s=lasted))
+
+    async def _known(self, node: NodeId) -> None:
+        try:
+            async with asyncio.timeout(JUST_JOINED_S):
+                while node not in self._feed.members:
+                    if stone := self._feed.gone.get(node):
+                        raise RefusedError(f"this node was {stone.why}", "meshctl leave --force, then join with a new token")
+                    await self._feed.changed(self._feed.revision)
+        except TimeoutError:
+            raise RefusedError("this mesh does not know this node", "meshctl leave --force, then join with a new token") from None
+
+    def _cursor(self, resume: tuple[str, int, bytes]) -> int:
+        """Where the stream begins: at the node's own revision when that is a place in our log, else at nothing."""
+        incarnation, revision, map_hash = resume
+        if incarnation != self._mesh.incarnation or not 0 < revision <= self._feed.revision:
+            return 0
+        if revision == self._feed.revision and map_hash != self._feed.journal.hash:
+            return 0
+        return revision
+
+    async def take(self, node: NodeId, who: PeerIdentity, up: UpFrame) -> None:
+        """One report of a node."""
+        held = self._presence.get(node)
+        if held is None:
+            return
+        if up.applied is not None:
+            held.applied, held.digest, held.verdict = up.applied
+            held.findings, held.reported = up.findings or (), time.time()
+            self._asymmetry.take(node, held.findings)
+        if up.candidates is not None:
+            await self._members.set_candidates(node, up.candidates, who.address)
+
+    def welcome(self, who: PeerIdentity) -> bytes:
+        """First frame."""
+        return session.welcome_frame(self._mesh, str(who.address), self._feed.revision, now=time.time())
+
+    def heartbeat(self, node: NodeId) -> bytes:
+        """Our clock, our revision, what we find."""
+        return session.heartbeat_frame(self._feed.revision, self._asymmetry.of(node), now=time.time())
+
+    @property
+    def feed(self) -> Feed:
+        """The shared log."""
+        return self._feed
+
+
+class _Stream:
+    """One stream's cursor, and the two halves that move it."""
+
+    def __init__(self, service: MeshService, node: NodeId, who: PeerIdentity, context: Context, cursor: int) -> None:
+        self._service, self._node, self._who, self._context, self._cursor = service, node, who, context, cursor
+
+    async def run(self, requests: AsyncIterator[Any]) -> None:
+        await self._context.write(self._service.welcome(self._who))
+        sender = asyncio.ensure_future(self._send())
+        try:
+            await self._receive(requests)
+        finally:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+
+    async def _send(self) -> None:
+        feed = self._service.feed
+        while True:
+            if self._cursor < feed.revision or self._cursor == 0:
+                frames, reached = feed.frames(self._cursor), feed.revision
+                for frame in frames:
+                    await self._context.write(frame)
+                self._cursor = reached
+            try:
+                async with asyncio.timeout(limits.HEARTBEAT_S):
+                    await feed.changed(self._cursor)
+            except TimeoutError:
+                await self._context.write(self._service.heartbeat(self._node))
+
+    async def _receive(self, requests: AsyncIterator[Any]) -> None:
+        allowance, last = REPORTS_PER_S, time.monotonic()
+        async for raw in requests:
+            now = time.monotonic()
+            allowance, last = min(REPORTS_PER_S * 2, allowance + (now - last) * REPORTS_PER_S) - 1, now
+            if allowance < 0:
+                raise ProtocolError("this node reports too often", "upgrade meshctl on it")
+            up = session.decode_up(raw)
+            if up.again:
+                self._cursor = 0
+            await self._service.take(self._node, self._who, up)

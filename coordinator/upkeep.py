@@ -1,0 +1,49 @@
+"""What a coordinator does by itself, now and then: old tombstones, ephemeral nodes that stayed away (ACC-5, NET-1).
+
+Each act is the same transaction an operator's command would be; two coordinators that do it at once do it once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from coordinator.feed import Feed
+from coordinator.members import Members
+from coordinator.presence import PresenceTable
+from coordinator.records import Why
+from coordinator.registry import Registry
+from meshctl.errors import MeshError
+from meshctl.mesh import limits
+
+EVERY_S = 30.0
+HEALTH_EVERY_S = 2.0
+
+
+async def ask_registry(feed: Feed, registry: Registry) -> None:
+    """For ever: whether the registry can decide now, for /readyz and the metrics."""
+    while True:
+        feed.following = (await registry.health()).ok
+        await asyncio.sleep(HEALTH_EVERY_S)
+
+
+async def run(members: Members, feed: Feed, presence: PresenceTable) -> None:
+    """For ever. A registry that does not answer is tried again next time."""
+    started = time.time()
+    while True:
+        await asyncio.sleep(EVERY_S)
+        try:
+            await members.sweep()
+            await remove_absent(members, feed, presence, started, now=time.time())
+        except MeshError:
+            continue
+
+
+async def remove_absent(members: Members, feed: Feed, presence: PresenceTable, started: float, *, now: float) -> None:
+    """Take out ephemeral nodes without a stream for EPHEMERAL_AWAY_S. `started`: what was before, we cannot know."""
+    for node, member in list(feed.members.items()):
+        held = presence.get(node)
+        last = held.since if held else max(started, member.record.created_at)
+        absent = held is None or not held.connected
+        if member.record.ephemeral and absent and now - last > limits.EPHEMERAL_AWAY_S:
+            await members.depart(node, Why.REMOVED, "ephemeral and away", "coordinator")

@@ -1,0 +1,5 @@
+"""`python -m meshctl` is `meshctl`."""
+
+from meshctl.cli.main import main
+
+main()

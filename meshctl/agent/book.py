@@ -1,0 +1,117 @@
+"""The node's own copy of the map: takes frames, verifies every key statement, pins what it saw (NET-2, NET-4).
+
+No I/O. A statement that does not verify keeps its node out of the roster and is reported; the rest of the frame counts. Any doubt
+about completeness (a delta that starts elsewhere, a hash that does not match) asks for a snapshot and changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from meshctl.agent.store import SavedMap
+from meshctl.crypto import identity
+from meshctl.errors import MeshError
+from meshctl.mesh import journal
+from meshctl.mesh.model import Gone, Node, NodeId, Put, Roster
+from meshctl.mesh.statement import Statement
+from meshctl.wire import codec
+from meshctl.wire.session import DownFrame
+
+
+class Book:
+    """`roster` holds verified nodes only; `chunks` all nodes as they came, for the hash and the store."""
+
+    def __init__(self, mesh_id: str) -> None:
+        self.mesh_id = mesh_id
+        self.roster = Roster()
+        self.refused: dict[str, str] = {}
+        self._chunks: dict[str, bytes] = {}
+        self._hash = 0
+        self._pinned: dict[NodeId, Statement] = {}
+        self._pending: list[DownFrame] = []
+
+    @property
+    def map_hash(self) -> bytes:
+        """Of the nodes as they came."""
+        return (self._hash % (1 << 256)).to_bytes(32, "big")
+
+    def saved(self) -> SavedMap:
+        """For the store."""
+        return SavedMap(self.roster.incarnation, self.roster.revision, tuple(self._chunks.values()))
+
+    def restore(self, saved: SavedMap) -> None:
+        """Begin from the last-known-good map; it was sealed by ourselves, its statements are verified all the same."""
+        self._replace(saved.nodes, saved.revision, saved.incarnation)
+
+    def take(self, frame: DownFrame, incarnation: str) -> bool:
+        """Take a frame of the map. False: it does not fit what we hold, ask for a snapshot; nothing was changed."""
+        if self._pending and frame.snapshot:
+            self._pending.clear()
+        self._pending.append(frame)
+        if frame.more:
+            return True
+        parts, self._pending = self._pending, []
+        puts = [chunk for part in parts for chunk in part.put]
+        gone = [node for part in parts for node in part.gone]
+        if parts[0].snapshot:
+            before = self._chunks, self._hash, self.roster, self._pinned
+            self._replace(puts, frame.to_revision, incarnation)
+            if self.map_hash != frame.map_hash:
+                self._chunks, self._hash, self.roster, self._pinned = before
+                return False
+            return True
+        if frame.from_revision != self.roster.revision or incarnation != self.roster.incarnation:
+            return False
+        if self._hash_after(puts, gone) != frame.map_hash:
+            return False
+        self._apply(puts, gone, frame.to_revision)
+        return True
+
+    def _hash_after(self, puts: list[bytes], gone: list[str]) -> bytes:
+        total = self._hash
+        for chunk in puts:
+            old = self._chunks.get(codec.decode_node(chunk).id)
+            total += journal.chunk_hash(chunk) - (journal.chunk_hash(old) if old is not None else 0)
+        for node in gone:
+            old = self._chunks.get(node)
+            total -= journal.chunk_hash(old) if old is not None else 0
+        return (total % (1 << 256)).to_bytes(32, "big")
+
+    def _replace(self, chunks: tuple[bytes, ...] | list[bytes], revision: int, incarnation: str) -> None:
+        self._chunks, self._hash = {}, 0
+        self.roster = Roster(incarnation, revision)
+        self._apply(list(chunks), [], revision)
+
+    def _apply(self, puts: list[bytes], gone: list[str], revision: int) -> None:
+        changes: list[Put | Gone] = []
+        for chunk in puts:
+            node = codec.decode_node(chunk)
+            self._swap(node.id, chunk)
+            verified = self._verify(node)
+            changes.append(Put(verified) if verified else Gone(node.id))
+        for name in gone:
+            self._swap(name, None)
+            self.refused.pop(name, None)
+            changes.append(Gone(NodeId(name)))
+        self.roster = self.roster.apply(changes, revision)
+
+    def _swap(self, node: str, chunk: bytes | None) -> None:
+        old = self._chunks.pop(node, None)
+        self._hash -= journal.chunk_hash(old) if old is not None else 0
+        if chunk is not None:
+            self._chunks[node] = chunk
+            self._hash += journal.chunk_hash(chunk)
+
+    def _verify(self, node: Node) -> Node | None:
+        """The node with a statement we accept: the new one, the pinned one when the new one is refused, or none."""
+        pinned = self._pinned.get(node.id)
+        if pinned == node.statement:
+            return node
+        try:
+            identity.check(node.statement, self.mesh_id, seen_serial=pinned.serial + 1 if pinned else 0)
+        except MeshError as error:
+            self.refused[node.id] = error.what
+            return replace(node, statement=pinned) if pinned else None
+        self.refused.pop(node.id, None)
+        self._pinned[node.id] = node.statement
+        return node

@@ -1,0 +1,120 @@
+"""Turns what the other loops saw into Readings, once a second, and Findings into events (NET-7).
+
+Collects only: the judges are in mesh/integrity.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from meshctl.agent.device import Device
+from meshctl.agent.follow import Link
+from meshctl.agent.health import Health
+from meshctl.agent.prober import Prober
+from meshctl.agent.reconcile import Reconciler
+from meshctl.errors import MeshError
+from meshctl.events import Events, FindingClosed, FindingOpened
+from meshctl.mesh import integrity
+from meshctl.mesh.integrity import Reading
+from meshctl.mesh.interface import Session
+from meshctl.mesh.keys import PublicKey
+from meshctl.mesh.model import Node, Roster
+
+EVERY_S = 1.0
+ROUTES_EVERY_S = 2.0
+ROUTES_AT_ONCE = 64  # route lookups of one look: the whole roster of a small mesh, a moving window of a large one
+
+
+class Examiner:
+    """`run` it beside the other loops; `traffic` remembers what each session had sent when its handshake was new."""
+
+    def __init__(
+        self, health: Health, reconciler: Reconciler, prober: Prober, device: Device, link: Link, *, roster: Callable[[], Roster],
+        me: Callable[[], Node], key_made_at: float, certificate_left_s: Callable[[], float], events: Events, changed: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`key_made_at` in unix seconds; `changed` is told when a finding opens or closes."""
+        self._health, self._reconciler, self._prober, self._device, self._link = health, reconciler, prober, device, link
+        self._roster, self._me, self._key_made_at, self._left = roster, me, key_made_at, certificate_left_s
+        self._events, self._changed = events, changed
+        self._sent: dict[PublicKey, tuple[float, int]] = {}
+        self._routes_at, self._window = float("-inf"), 0
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self.once()
+            try:
+                async with asyncio.timeout(EVERY_S):
+                    await self._reconciler.passed.wait()
+                    await asyncio.sleep(EVERY_S / 4)
+            except TimeoutError:
+                pass
+
+    async def once(self) -> None:
+        """Gather, judge, tell."""
+        peers = [node for node in self._roster().nodes.values() if node.id != self._me().id]
+        self._health.expect({node.id: node.name for node in peers})
+        self._health.revision = self._reconciler.outcome.revision
+        self._health.beat("examine")
+        self._health.record([*self._node(), *self._peers(peers), *await self._routes(peers)])
+        before = self._health.verdict
+        opened, closed = self._health.judge()
+        actor = f"agent:{self._me().id}"
+        for f in opened:
+            self._events.emit(
+                FindingOpened(
+                    actor=actor, code=f.code, subject=f.subject, severity=f.severity, before="ok", after=f.verdict, evidence=f.evidence
+                )
+            )
+        for f in closed:
+            self._events.emit(FindingClosed(actor=actor, code=f.code, subject=f.subject, open_s=f.at - f.since, evidence=f.evidence))
+        if opened or closed or self._health.verdict != before:
+            self._changed()
+
+    def _node(self) -> Iterator[Reading]:
+        now, outcome, beat = time.monotonic(), self._reconciler.outcome, self._link.beat
+        if outcome.at:
+            yield integrity.drift(outcome.repaired, outcome.repaired_at, outcome.error, now=outcome.at)
+        server = beat.revision if beat else 0
+        yield integrity.lag(outcome.revision, server, now - self._link.beat_at if beat else None, now=now)
+        yield integrity.keys(time.time() - self._key_made_at, self._left(), now=now)
+        fresh = beat is not None and now - self._link.beat_at < 60
+        offsets = (e.offset_s for e in self._prober.echoes().values() if e.offset_s is not None)
+        yield integrity.clock(self._link.clock_offset_s if fresh else None, offsets, now=now)
+
+    def _peers(self, peers: Iterable[Node]) -> Iterator[Reading]:
+        now, wall, sessions = time.monotonic(), time.time(), self._reconciler.outcome.sessions
+        for node in peers:
+            session = sessions.get(node.statement.wireguard)
+            age = wall - session.last_handshake if session and session.last_handshake else None
+            yield integrity.handshake(node.id, age, self._was_sent(node.statement.wireguard, session), now=now)
+            echo = self._prober.echo(node.id)
+            yield integrity.path(node.id, echo, now=now)
+            yield integrity.identity(node.id, echo, now=now)
+
+    def _was_sent(self, key: PublicKey, session: Session | None) -> bool:
+        """Whether bytes went to this peer since its last handshake."""
+        if session is None:
+            return False
+        stamp, count = self._sent.get(key, (-1.0, 0))
+        if stamp != session.last_handshake:
+            self._sent[key] = stamp, count = session.last_handshake, session.tx_bytes
+        return session.tx_bytes > count or not session.last_handshake
+
+    async def _routes(self, peers: list[Node]) -> list[Reading]:
+        now = time.monotonic()
+        if now - self._routes_at < ROUTES_EVERY_S:
+            return []
+        self._routes_at = now
+        looked = [peers[(self._window + i) % len(peers)] for i in range(min(ROUTES_AT_ONCE, len(peers)))]
+        self._window = (self._window + len(looked)) % max(len(peers), 1)
+        names = {address: node.name for node in looked for address in (node.address4, node.address6)}
+        try:
+            leaks = await self._device.route_leaks(names)
+            observed = (await self._device.observe()).interface
+        except MeshError as error:
+            return [Reading(integrity.ROUTE, "", integrity.Verdict.UNKNOWN, now, error.what)]
+        closed = observed is not None and sum(route.unreachable for route in observed.routes) >= 2
+        return [integrity.routes([f"{names[a]} ({a}) would leave by another interface" for a in leaks], closed, now=now)]

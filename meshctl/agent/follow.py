@@ -1,0 +1,183 @@
+"""Follows the registry: one long-lived session, resumed at the revision in hand, moved to another coordinator by itself (NET-2).
+
+Brings frames to the book and carries reports up. **Law: losing the coordinator cannot reach code that touches the interface**:
+a broken stream ends here, as a state that health may read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+
+from meshctl.agent import channel
+from meshctl.agent.book import Book
+from meshctl.agent.join import Member
+from meshctl.crypto.identity import Identity
+from meshctl.errors import MeshError, ProtocolError
+from meshctl.events import Events, SessionClosed, SessionOpened
+from meshctl.mesh import limits
+from meshctl.mesh.model import Candidate
+from meshctl.wire import session, status
+from meshctl.wire.codec import FindingRow
+from meshctl.wire.session import Beat, UpFrame
+
+FIRST_BACKOFF_S = 0.2
+SNAPSHOTS_IN_A_ROW = 3  # a coordinator that keeps sending maps which do not fit is left alone for a while
+
+
+@dataclass
+class Link:
+    """What is known of the connection: the only thing other modules see of it."""
+
+    coordinator: str = ""
+    connected: bool = False
+    since: float = 0.0  # unix seconds of the last change of `connected`
+    beat: Beat | None = None
+    beat_at: float = 0.0  # monotonic
+    clock_offset_s: float = 0.0  # server minus ours
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What goes up after each pass, when it says something new."""
+
+    revision: int
+    digest: bytes
+    verdict: str
+    findings: tuple[FindingRow, ...]
+    candidates: tuple[Candidate, ...]
+
+
+class Follower:
+    """One session at a time. `report()` gives the newest report, `dirty` wakes the sender, `on_map` tells of a new roster."""
+
+    def __init__(
+        self, member: Callable[[], Member], identity: Identity, book: Book, report: Callable[[], Report | None],
+        on_map: Callable[[], None], events: Events,
+    ) -> None:  # fmt: skip
+        self.link = Link()
+        self.dirty = asyncio.Event()
+        self.reconnect = asyncio.Event()
+        self._member, self._identity, self._book = member, identity, book
+        self._report, self._on_map, self._events = report, on_map, events
+        self._again = False
+
+    async def run(self) -> None:
+        """For ever: connect, follow, and on any end wait a little and try the next coordinator."""
+        backoff = FIRST_BACKOFF_S
+        while True:
+            for address in self._order():
+                opened = time.monotonic()
+                try:
+                    await self._session(address)
+                    self.link.last_error = ""
+                except MeshError as error:
+                    self.link.last_error = error.what
+                self._down()
+                if time.monotonic() - opened > limits.HEARTBEAT_S or self.reconnect.is_set():
+                    backoff = FIRST_BACKOFF_S
+                self.reconnect.clear()
+                await asyncio.sleep(random.uniform(0.5, 1) * backoff)  # noqa: S311 - jitter, not a secret
+            backoff = min(backoff * 2, limits.RECONNECT_MAX_S)
+
+    def _order(self) -> list[str]:
+        addresses = list(self._member().mesh.coordinators)
+        random.shuffle(addresses)
+        return addresses
+
+    def _down(self) -> None:
+        if self.link.connected:
+            who, lasted = self._identity.id, time.time() - self.link.since
+            self._events.emit(SessionClosed(actor=f"agent:{who}", node=who, why=self.link.last_error, lasted_s=lasted))
+            self.link.connected, self.link.since = False, time.time()
+
+    async def _session(self, address: str) -> None:
+        member = self._member()
+        async with channel.open_channel(address, member.mesh.ca, self._identity, member.certificate) as wire:
+            call = wire.stream_stream(session.METHOD, request_serializer=session.serialize_up, response_deserializer=None)()
+            self.link.coordinator = address
+            try:
+                resume = self._book.roster.incarnation, self._book.roster.revision, self._book.map_hash
+                await call.write(session.encode_up(UpFrame(resume=resume)))
+                async with asyncio.TaskGroup() as group:
+                    sender = group.create_task(self._send(call))
+                    await self._receive(call, address)
+                    sender.cancel()
+            except* grpc.aio.AioRpcError as errors:
+                raise status.error(_first(errors), f"coordinator {address}") from None
+            except* MeshError as errors:
+                raise _first(errors) from None
+            finally:
+                call.cancel()
+
+    async def _receive(self, call: grpc.aio.StreamStreamCall, address: str) -> None:
+        misfits = 0
+        while not self.reconnect.is_set():
+            try:
+                async with asyncio.timeout(limits.STREAM_SILENCE_S):
+                    raw = await call.read()
+            except TimeoutError:
+                raise ProtocolError(f"coordinator {address} fell silent") from None
+            if raw is grpc.aio.EOF:
+                raise grpc.aio.AioRpcError(
+                    await call.code(), grpc.aio.Metadata(), grpc.aio.Metadata(), details=await call.details()
+                )
+            frame = session.decode_down(raw)
+            if frame.beat:
+                self._beat(frame.beat)
+            if frame.moves_map:
+                incarnation = self._member().mesh.incarnation
+                if self._book.take(frame, incarnation):
+                    misfits = 0
+                    if not frame.more:
+                        self._on_map()
+                else:
+                    misfits += 1
+                    if misfits > SNAPSHOTS_IN_A_ROW:
+                        raise ProtocolError(f"coordinator {address} sends maps that do not match their hash")
+                    self._again = True
+                    self.dirty.set()
+
+    def _beat(self, beat: Beat) -> None:
+        self.link.beat, self.link.beat_at = beat, time.monotonic()
+        self.link.clock_offset_s = beat.now - time.time()
+        if not self.link.connected:
+            self.link.connected, self.link.since = True, time.time()
+            who = self._identity.id
+            self._events.emit(SessionOpened(actor=f"agent:{who}", node=who, revision=self._book.roster.revision))
+            self.dirty.set()
+
+    async def _send(self, call: grpc.aio.StreamStreamCall) -> None:
+        sent: Report | None = None
+        while True:
+            self.dirty.clear()
+            report = self._report()
+            if self._again:
+                self._again = False
+                await call.write(session.encode_up(UpFrame(again=True)))
+            if report and report != sent:
+                moved = sent is None or report.candidates != sent.candidates
+                await call.write(
+                    session.encode_up(
+                        UpFrame(
+                            applied=(report.revision, report.digest, report.verdict), findings=report.findings,
+                            candidates=report.candidates if moved else None,
+                        )  # fmt: skip
+                    )
+                )
+                sent = report
+            await self.dirty.wait()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first leaf: what ended the session."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,286 @@
+"""Echoes through the tunnel: pings by schedule, answers others' pings, keeps statistics per peer (NET-7).
+
+It listens on the node's own mesh addresses only, waits until they exist and binds again when they vanish. It judges
+nothing: mesh/integrity.py does. Which peer may be pinged is the caller's to say: the follower of a new pair keeps
+silent until a session exists or its turn comes (mesh/liveness.py), because a ping makes WireGuard start a handshake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import heapq
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import takewhile
+from typing import Final, NamedTuple
+
+from meshctl.agent.responder import Drop, Pair, authenticate, reply
+from meshctl.crypto.identity import Identity
+from meshctl.crypto.probe import PairKey, pair_key
+from meshctl.mesh import limits, probe
+from meshctl.mesh.model import Endpoint, Node, NodeId, Roster
+from meshctl.mesh.probe import Echo, Kind, Packet
+from meshctl.mesh.schedule import Schedule, schedule
+
+_TICK_S: Final = 0.25  # binding, expiry, and how often a wait for a proof asks again
+_READS_PER_WAKE: Final = 64  # a flood must not starve the other loops of the process
+_WAITING_PER_PEER: Final = 8
+_EXTRA_PER_ROUND: Final = 32  # suspect or overdue peers on top of the schedule
+_SEQUENCES_PER_S: Final = 8  # a restarted node begins above what it used: it may have pinged a peer this often
+_GONE: Final = frozenset({errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV})  # the socket's own address is no more
+
+
+class _Sent(NamedTuple):
+    pair: Pair
+    at: float
+    clock_ns: int
+
+
+class Prober:
+    """One node's prober. `update` it with every roster, and `run` it; `echoes` and the counters are for reading."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        endpoint_of: Callable[[NodeId], Endpoint | None],
+        on_seen: Callable[[NodeId, Endpoint], None],
+        may_ping: Callable[[NodeId], bool] = lambda _: True,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """`endpoint_of`: where our WireGuard sees a peer. `on_seen` hears where a peer's sees us, when that changes."""
+        self.sent = self.received = self.replies = 0
+        self.drops: Counter[Drop] = Counter()
+        self._identity, self._endpoint_of, self._on_seen, self._may_ping = identity, endpoint_of, on_seen, may_ping
+        self._monotonic, self._wall_ns = monotonic, wall_ns
+        self._me: Node | None = None
+        self._raw = probe.raw_id(identity.id)
+        self._nodes: dict[NodeId, Node] = {}
+        self._pairs: dict[NodeId, Pair] = {}
+        self._by_raw: dict[bytes, Pair] = {}
+        self._schedule: Schedule | None = None
+        self._round = wall_ns() // int(limits.WATCH_EVERY_S * 1e9)
+        self._pending: dict[tuple[bytes, int], _Sent] = {}  # in order of sending
+        self._sockets: dict[socket.AddressFamily, socket.socket] = {}
+        self._proof = asyncio.Event()
+
+    # ---- what others ask of it ---------------------------------------------------------------------------------------
+
+    def update(self, me: Node, roster: Roster) -> None:
+        """Take a new roster. Who stays keeps its counters; a changed key statement of either end changes the key."""
+        mine = self._me
+        if mine and (mine.address4, mine.address6) != (me.address4, me.address6):
+            self.close()
+        renewed = mine is None or mine.statement != me.statement
+        nodes = {node.id: node for node in roster.nodes.values() if node.id != me.id}
+        if nodes.keys() != self._nodes.keys():
+            self._schedule = None
+        first, now = self._wall_ns() * _SEQUENCES_PER_S // 10**9, self._monotonic()
+        pairs: dict[NodeId, Pair] = {}
+        for node in nodes.values():
+            pair = self._pairs.get(node.id)
+            if pair is None:
+                pair = Pair(node, self._derivation(me, node), first, now=now)
+            elif renewed or self._nodes[node.id] is not node:
+                pair.become(node, self._derivation(me, node))
+            pairs[node.id] = pair
+        self._me, self._nodes, self._pairs = me, nodes, pairs
+        self._by_raw = {pair.raw: pair for pair in pairs.values()}
+
+    def kick(self, ids: Iterable[NodeId]) -> None:
+        """Ping these now, as far as they may be pinged."""
+        now = self._monotonic()
+        for node in ids:
+            if (pair := self._pairs.get(node)) and self._may_ping(node):
+                self._ping(pair, now)
+
+    def echo(self, node: NodeId) -> Echo:
+        """Statistics of one peer; empty for a node that is no peer."""
+        pair = self._pairs.get(node)
+        return pair.tally.echo if pair else Echo()
+
+    def echoes(self) -> dict[NodeId, Echo]:
+        """Statistics of every peer."""
+        return {node: pair.tally.echo for node, pair in self._pairs.items()}
+
+    @property
+    def coverage_s(self) -> float:
+        """Seconds within which every peer is tested."""
+        return self._plan().coverage_s
+
+    async def wait_proven(self, node: NodeId | None, timeout_s: float) -> NodeId | None:
+        """The peer (None: any) whose both directions were proven after this call; None when time is up."""
+        start = self._monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    self.kick((node,) if node else self._plan().watch)
+                    await self._tick_or_proof()
+                    for pair in self._pairs.values():
+                        ok_at = pair.tally.echo.last_ok_at
+                        if ok_at is not None and ok_at >= start and node in (None, pair.id):
+                            return pair.id
+        except TimeoutError:
+            return None
+
+    async def run(self) -> None:
+        """For ever: a round every WATCH_EVERY_S, once there is an address to send from."""
+        following = self._monotonic()
+        try:
+            while True:
+                self.bind()
+                now = self._monotonic()
+                self.expire(now)
+                if self._sockets and now >= following:
+                    self.turn()
+                    # After a suspended machine wakes, rounds go on from now instead of catching up.
+                    following = max(following + limits.WATCH_EVERY_S, now)
+                await asyncio.sleep(min(_TICK_S, max(following - now, 0.01)) if self._sockets else _TICK_S)
+        finally:
+            self.close()
+
+    # ---- sockets -----------------------------------------------------------------------------------------------------
+
+    def bind(self) -> None:
+        """Open what can be opened of the two sockets; what cannot yet is tried again at the next tick."""
+        if self._me is None:
+            return
+        wanted = ((socket.AF_INET, self._me.address4), (socket.AF_INET6, self._me.address6))
+        for family, address in wanted:
+            if family not in self._sockets:
+                sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+                try:
+                    sock.bind((str(address), limits.PROBE_PORT))
+                except OSError:
+                    sock.close()
+                    continue
+                self._sockets[family] = sock
+                asyncio.get_running_loop().add_reader(sock, self._readable, sock)
+
+    def close(self, *families: socket.AddressFamily) -> None:
+        """Stop listening, on both families when none is named."""
+        for family in families or tuple(self._sockets):
+            sock = self._sockets.pop(family)
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+
+    def _readable(self, sock: socket.socket) -> None:
+        for _ in range(_READS_PER_WAKE):
+            try:
+                datagram, source = sock.recvfrom(2 * probe.PACKET_BYTES)
+            except OSError:
+                return
+            self._receive(datagram, source, sock)
+
+    def _send(self, sock: socket.socket, datagram: bytes, to: tuple[str, int]) -> bool:
+        try:
+            sock.sendto(datagram, to)
+        except OSError as error:
+            self.drops[Drop.UNSENT] += 1
+            if error.errno in _GONE and self._sockets.get(sock.family) is sock:
+                self.close(sock.family)
+            return False
+        return True
+
+    # ---- packets -----------------------------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """One round: whom the schedule names, then some who are new, in doubt, or untested for a coverage period."""
+        plan = self._plan()
+        due = dict.fromkeys(plan.due(self._round))
+        overdue = self._monotonic() - plan.coverage_s
+        extra = [
+            pair for node, pair in self._pairs.items()
+            if node not in due and self._wants_more(pair, overdue) and self._may_ping(node)
+        ]  # fmt: skip
+        self.kick(due)
+        self.kick(pair.id for pair in heapq.nsmallest(_EXTRA_PER_ROUND, extra, key=lambda pair: pair.asked_at))
+        self._round += 1
+
+    @staticmethod
+    def _wants_more(pair: Pair, overdue: float) -> bool:
+        tested_at = pair.tally.echo.tested_at
+        return tested_at is None or pair.tally.is_suspect or max(pair.asked_at, tested_at) < overdue
+
+    def _ping(self, pair: Pair, now: float) -> None:
+        families = (socket.AF_INET, socket.AF_INET6) if self._round % 2 else (socket.AF_INET6, socket.AF_INET)
+        sock = next((self._sockets[family] for family in families if family in self._sockets), None)
+        pair.asked_at, key = now, pair.key
+        if sock is None or key is None or pair.waiting >= _WAITING_PER_PEER:
+            return
+        clock_ns = self._wall_ns()
+        pair.sequence = (pair.sequence + 1) & 0xFFFFFFFF
+        seen, turn = self._endpoint_of(pair.id), self._round & 0xFFFFFFFF
+        ping = Packet(Kind.PING, self._raw, pair.raw, pair.sequence, turn, clock_ns, pair.heard_ns, seen)
+        pair.sent_ns, pair.waiting = clock_ns, pair.waiting + 1
+        self._pending[pair.raw, pair.sequence] = _Sent(pair, now, clock_ns)
+        node = self._nodes[pair.id]
+        address = node.address4 if sock.family == socket.AF_INET else node.address6
+        self.sent += self._send(sock, key.seal(probe.pack(ping)), (str(address), limits.PROBE_PORT))
+
+    def _receive(self, datagram: bytes, source: tuple[str, int], sock: socket.socket) -> None:
+        now = self._monotonic()
+        found = authenticate(datagram, source[0], self._raw, self._by_raw, now=now)
+        if isinstance(found, Drop):
+            self.drops[found] += 1
+            return
+        packet, pair, key = found
+        before = pair.tally.echo.last_ok_at
+        if packet.kind is Kind.PING:
+            answer = reply(packet, pair, key, self._endpoint_of(pair.id), clock_ns=self._wall_ns(), now=now)
+        else:
+            answer = self._pong(packet, pair, now)
+        if isinstance(answer, Drop):
+            self.drops[answer] += 1
+            return
+        if answer:
+            self.replies += self._send(sock, answer, source)
+        self.received += 1
+        if packet.endpoint and pair.tally.saw(packet.endpoint):
+            self._on_seen(pair.id, packet.endpoint)
+        if pair.tally.echo.last_ok_at != before:
+            self._proof.set()
+
+    def _pong(self, packet: Packet, pair: Pair, now: float) -> bytes | Drop:
+        """No bytes when all is well: a pong is not answered."""
+        asked = self._pending.get((packet.sender, packet.sequence))
+        if asked is None or asked.clock_ns != packet.echo_ns:
+            return Drop.UNASKED
+        rtt = now - asked.at
+        if rtt > limits.ECHO_LOST_AFTER_S:
+            return Drop.LATE
+        del self._pending[packet.sender, packet.sequence]
+        pair.waiting -= 1
+        pair.heard_ns = packet.clock_ns
+        pair.tally.answered(rtt, (packet.clock_ns - asked.clock_ns) / 1e9 - rtt / 2, now=now)
+        return b""
+
+    def expire(self, now: float) -> None:
+        """Count as lost what was not answered in time."""
+        late = list(takewhile(lambda item: now - item[1].at > limits.ECHO_LOST_AFTER_S, self._pending.items()))
+        for key, asked in late:
+            del self._pending[key]
+            asked.pair.waiting -= 1
+            asked.pair.tally.lost(now=now)
+
+    # ---- small helpers -----------------------------------------------------------------------------------------------
+
+    def _plan(self) -> Schedule:
+        if self._schedule is None:
+            self._schedule = schedule((*self._nodes, self._identity.id), self._identity.id)
+        return self._schedule
+
+    def _derivation(self, me: Node, node: Node) -> Callable[[], PairKey]:
+        return lambda: pair_key(self._identity.probe, me.statement, node.statement)
+
+    async def _tick_or_proof(self) -> None:
+        self._proof.clear()
+        try:
+            async with asyncio.timeout(_TICK_S):
+                await self._proof.wait()
+        except TimeoutError:
+            pass

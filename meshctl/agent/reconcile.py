@@ -1,0 +1,173 @@
+"""One round: observe -> desired -> plan -> apply, printing each step first -> re-observe -> outcome (NET-3, NET-4).
+
+Level-triggered: the same full pass whether a roster, the kernel or the clock woke it. It never retries a step blindly; the next
+pass observes again. Knows nothing of coordinators: a roster is a value, however old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from meshctl.agent.candidates import Surroundings
+from meshctl.agent.device import Device
+from meshctl.errors import MeshError
+from meshctl.events import Events, StepApplied
+from meshctl.mesh import interface, limits, liveness, topology
+from meshctl.mesh.interface import Interface, Observation, Session
+from meshctl.mesh.keys import PublicKey
+from meshctl.mesh.model import Endpoint, MeshInfo, Node, Roster
+from meshctl.mesh.plan import RestartPeer, Step, diff
+from meshctl.mesh.topology import Me
+
+UNDERLAY_EVERY_S = 30.0  # how often MTU and local networks are read without a change being announced
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the last pass found and did. `at` is monotonic; `repaired` are steps nobody here had caused."""
+
+    at: float = 0.0
+    revision: int = 0
+    digest: bytes = b""
+    steps: tuple[Step, ...] = ()
+    repaired: tuple[Step, ...] = ()
+    repaired_at: float = 0.0
+    error: str = ""
+    alive: frozenset[PublicKey] = frozenset()
+    sessions: Mapping[PublicKey, Session] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Desire:
+    """What the pass works towards: the mesh, this node's half, its own record, the roster in hand."""
+
+    mesh: MeshInfo
+    me: Me
+    node: Node
+    roster: Roster
+
+
+class Reconciler:
+    """Holds what one pass hands to the next; `outcome` and `underlay` are for reading."""
+
+    def __init__(
+        self, device: Device, surroundings: Surroundings, desire: Callable[[int], Desire], events: Events,
+        *, started: Callable[[frozenset[PublicKey]], None], moved: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`desire` is asked at every pass, with the MTU found; `started` hears which handshakes a pass has started,
+        `moved` that the outcome has something new for others: another revision, digest or error."""
+        self.outcome = Outcome()
+        self.wake = asyncio.Event()
+        self.passed = asyncio.Event()
+        self._surroundings = surroundings
+        self._device, self._desire, self._events, self._started, self._moved = device, desire, events, started, moved
+        self._attempts: dict[PublicKey, liveness.Attempts] = {}
+        self._settled: Interface | None = None
+        self._mtu = 0
+        self._underlay_at = float("-inf")
+        self._peers: tuple[object, dict[PublicKey, tuple[bool, tuple[Endpoint, ...]]]] = (None, {})
+        self._wanted: tuple[object, Interface | None] = (None, None)
+
+    async def run(self) -> None:
+        """For ever: a pass when woken, when the kernel announces a change, and every TICK_S."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen())
+            while True:
+                self.wake.clear()
+                await self.once()
+                try:
+                    async with asyncio.timeout(limits.TICK_S):
+                        await self.wake.wait()
+                except TimeoutError:
+                    pass
+
+    async def _listen(self) -> None:
+        while True:
+            await self._device.changed()
+            self._underlay_at = float("-inf")
+            self.wake.set()
+
+    async def once(self) -> Outcome:
+        """One pass. A failure is an outcome with `error`; what could be applied was."""
+        before = self.outcome
+        try:
+            self.outcome = await self._pass()
+        except MeshError as error:
+            self.outcome = Outcome(
+                time.monotonic(), self.outcome.revision, self.outcome.digest, error=error.what,
+                alive=self.outcome.alive, sessions=self.outcome.sessions,
+            )  # fmt: skip
+        after = self.outcome
+        if (before.revision, before.digest, before.error) != (after.revision, after.digest, after.error):
+            self._moved()
+        self.passed.set()
+        self.passed.clear()
+        return self.outcome
+
+    def is_started(self, key: PublicKey) -> bool:
+        """Whether packets may be sent to this peer: it has a session, or its turn to start one has come."""
+        attempts = self._attempts.get(key)
+        return key in self.outcome.alive or (attempts is not None and attempts.made > 0)
+
+    async def plan(self) -> tuple[Step, ...]:
+        """What a pass would do now. Changes nothing."""
+        await self._underlay()
+        want, observed, alive, due = self._picture(await self._device.observe())
+        return diff(observed.interface, want, alive=alive, due=due)
+
+    async def _underlay(self) -> None:
+        now = time.monotonic()
+        if now - self._underlay_at >= UNDERLAY_EVERY_S:
+            self._underlay_at = now
+            self._mtu = max(await self._device.underlay_mtu() - limits.WIREGUARD_OVERHEAD_BYTES, limits.MIN_MTU_BYTES)
+            self._surroundings.addresses = await self._device.local_networks()
+
+    def _picture(self, observed: Observation) -> tuple[Interface, Observation, frozenset[PublicKey], dict[PublicKey, Endpoint]]:
+        wall = time.time()
+        alive = frozenset(key for key, s in observed.sessions.items() if liveness.is_alive(s, now=wall))
+        desire = self._desire(self._mtu)
+        key = desire.roster, desire.me, desire.node, self._surroundings.addresses
+        if self._wanted[0] is None or any(a is not b and a != b for a, b in zip(self._wanted[0], key, strict=True)):  # type: ignore[call-overload]
+            networks = [net for _, net in self._surroundings.addresses]
+            self._wanted = key, topology.desired(desire.mesh, desire.roster, desire.me, desire.node)
+            self._peers = key, {
+                node.statement.wireguard: (liveness.leads(desire.node, node), liveness.order(node.candidates, networks))
+                for node in desire.roster.nodes.values() if node.id != desire.me.id
+            }  # fmt: skip
+        want = self._wanted[1]
+        assert want is not None
+        if desire.roster.revision == 0 and observed.interface:  # law: no data is not a deletion
+            want = replace(want, peers=observed.interface.peers)
+        self._attempts, due = liveness.step(self._attempts, self._peers[1], alive, now=time.monotonic())
+        return want, observed, alive, due
+
+    async def _pass(self) -> Outcome:
+        await self._underlay()
+        want, observed, alive, due = self._picture(await self._device.observe())
+        steps = diff(observed.interface, want, alive=alive, due=due)
+        foreign = tuple(s for s in steps if not isinstance(s, RestartPeer)) if self._settled is want else ()
+        for step in steps:
+            if not isinstance(step, RestartPeer):  # the next try of a handshake is routine, every few seconds for an absent peer
+                self._events.emit(StepApplied.of(step, want.name, foreign=step in foreign))
+        if steps:
+            await self._device.apply_all(steps)
+            observed = await self._device.observe()
+            self._started(frozenset(due))
+        left = diff(observed.interface, want, alive=alive)
+        self._settled = want if not left else None
+        now = time.monotonic()
+        held = observed.interface.peers.values() if observed.interface else ()
+        return Outcome(
+            at=now,
+            revision=self._desire(self._mtu).roster.revision if not left else self.outcome.revision,
+            digest=interface.digest(held),
+            steps=steps,
+            repaired=foreign or self.outcome.repaired,
+            repaired_at=now if foreign else self.outcome.repaired_at,
+            error="" if not left else f"did not settle: {left[0]}",
+            alive=alive,
+            sessions=observed.sessions,
+        )

@@ -1,0 +1,61 @@
+"""Keeps the certificate young: renewed at half life, or at once when it has expired; never bricks a node (ACC-4)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from meshctl.agent import join
+from meshctl.agent.join import Member
+from meshctl.agent.store import Store
+from meshctl.crypto import pki
+from meshctl.crypto.identity import Identity
+from meshctl.errors import MeshError
+from meshctl.events import CertificateRenewed, Events
+from meshctl.mesh import limits
+
+RETRY_S = (5.0, 300.0)  # first and longest pause after a failure
+LOOK_EVERY_S = 60.0  # the wall clock may be stepped: never sleep through half a life
+
+
+class Keeper:
+    """Holds the membership in force. `on_renewed` hears of a new certificate."""
+
+    def __init__(self, store: Store, identity: Identity, on_renewed: Callable[[], None], events: Events) -> None:
+        self.member: Member = Member.load(store)
+        self._store, self._identity, self._on_renewed, self._events = store, identity, on_renewed, events
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of life the certificate has left by our own clock."""
+        return pki.expiry(self.member.certificate) - time.time()
+
+    @property
+    def is_due(self) -> bool:
+        """Past half life, or issued by a clock far from ours: then too it is cheap to ask."""
+        return not limits.CERTIFICATE_LIFE_S / 2 < self.left_s <= limits.CERTIFICATE_LIFE_S * 2
+
+    async def run(self) -> None:
+        """For ever. Failures are retried with growing pauses and show in MESH-KEY-001, never in an exit."""
+        pause = RETRY_S[0]
+        while True:
+            if not self.is_due:
+                await asyncio.sleep(LOOK_EVERY_S)
+                continue
+            try:
+                await self.renew()
+                pause = RETRY_S[0]
+                await asyncio.sleep(LOOK_EVERY_S)
+            except MeshError:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, RETRY_S[1])
+
+    async def renew(self) -> None:
+        """Now. Raises MeshError."""
+        late = self.left_s < 0
+        self.member = await join.renew(self._store, self.member, self._identity)
+        node = self.member.node.id
+        expires = pki.expiry(self.member.certificate)
+        self._events.emit(CertificateRenewed(actor=f"agent:{node}", node=node, expires=expires, late=late))
+        self._on_renewed()

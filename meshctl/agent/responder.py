@@ -1,0 +1,150 @@
+"""What happens to a datagram: who sent it, may it be answered, and with which bytes (NET-7).
+
+Pure: bytes and `now` in, bytes or the reason for silence out; the prober owns the sockets. Checks run from cheap to
+dear, and a datagram that fails one costs a counter: nothing is kept, logged or answered for strangers.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Final
+
+from meshctl.crypto.probe import PairKey
+from meshctl.errors import ProtocolError, TrustError
+from meshctl.mesh import probe
+from meshctl.mesh.model import Endpoint, Node
+from meshctl.mesh.probe import Kind, Packet, Tally
+
+_REPLIES_PER_S: Final = 10.0  # a peer's schedule asks once in 2 s; a join or a proof asks four times a second
+_REPLIES_BURST: Final = 20.0
+_REPLAY_WINDOW: Final = 64  # pings that may overtake each other; IPsec's customary window
+_RESYNC_AFTER_S: Final = 30.0  # silence after which a peer may start anew: it restarted with an earlier clock
+_HALF: Final = 1 << 31
+_MASK: Final = (1 << 32) - 1
+
+
+class Drop(StrEnum):
+    """Why a datagram was ignored: a bounded code for metrics."""
+
+    MALFORMED = "malformed"
+    STRANGER = "stranger"  # no node of the roster
+    MISDIRECTED = "misdirected"  # meant for another node
+    SOURCE = "source"  # not from the address of the node it names
+    FORGED = "forged"  # wrong tag
+    REPLAYED = "replayed"
+    RATE = "rate"
+    UNASKED = "unasked"  # a pong to no outstanding ping
+    LATE = "late"  # a pong after its ping was counted as lost
+    UNSENT = "unsent"  # ours: the kernel did not take it
+
+
+class Gate:
+    """How many pings of one peer are answered, and each at most once."""
+
+    __slots__ = ("_at", "_highest", "_seen", "_tokens")
+
+    def __init__(self) -> None:
+        self._highest, self._seen = 0, 0
+        self._at = float("-inf")
+        self._tokens = _REPLIES_BURST
+
+    def admit(self, sequence: int, *, now: float) -> Drop | None:
+        """None: answer it. Sequences are compared modulo 2**32 (RFC 1982)."""
+        if now - self._at > _RESYNC_AFTER_S:
+            self._highest, self._seen = sequence - 1 & _MASK, 0
+            self._tokens, self._at = _REPLIES_BURST, now
+        ahead = sequence - self._highest & _MASK
+        behind = self._highest - sequence & _MASK
+        newer = 0 < ahead < _HALF
+        if not newer and (behind >= _REPLAY_WINDOW or self._seen >> behind & 1):
+            return Drop.REPLAYED
+        tokens = min(self._tokens + (now - self._at) * _REPLIES_PER_S, _REPLIES_BURST)
+        self._at = now
+        if tokens < 1:
+            self._tokens = tokens
+            return Drop.RATE
+        self._tokens = tokens - 1
+        if newer:
+            self._seen = (self._seen << min(ahead, _REPLAY_WINDOW) | 1) & ((1 << _REPLAY_WINDOW) - 1)
+            self._highest = sequence
+        else:
+            self._seen |= 1 << behind
+        return None
+
+
+class Pair:
+    """One peer as its packets see it. Its key is derived when first needed, from both statements."""
+
+    __slots__ = (
+        "_derive", "_key", "addresses", "asked_at", "gate", "heard_ns",
+        "id", "raw", "sent_ns", "sequence", "tally", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, node: Node, derive: Callable[[], PairKey], sequence: int, *, now: float) -> None:
+        """`sequence`, of the first ping, grows with the wall clock: a restart does not look like a replay."""
+        self.id, self.raw = node.id, probe.raw_id(node.id)
+        self.sequence = sequence & _MASK
+        self.heard_ns = 0  # clock in the last packet from the peer
+        self.sent_ns = 0  # clock in the last packet to the peer
+        self.waiting = 0  # pings without a verdict
+        self.asked_at = now
+        self.gate, self.tally = Gate(), Tally()
+        self.become(node, derive)
+
+    def __repr__(self) -> str:
+        return f"Pair({self.id})"
+
+    def become(self, node: Node, derive: Callable[[], PairKey]) -> None:
+        """The peer's addresses or a key statement changed; counters and windows stay."""
+        ours = (socket.AF_INET, node.address4.packed), (socket.AF_INET6, node.address6.packed)
+        self.addresses = frozenset(socket.inet_ntop(*address) for address in ours)
+        self._derive: Callable[[], PairKey] | None = derive
+        self._key: PairKey | None = None
+
+    @property
+    def key(self) -> PairKey | None:
+        """None for a crafted statement, with which there is no key."""
+        if self._derive is not None:
+            derive, self._derive = self._derive, None
+            try:
+                self._key = derive()
+            except TrustError:
+                self._key = None
+        return self._key
+
+
+def authenticate(
+    datagram: bytes, source: str, me: bytes, pairs: Mapping[bytes, Pair], *, now: float
+) -> tuple[Packet, Pair, PairKey] | Drop:
+    """Who sent this to me? `source` is the address it came from, which WireGuard binds to the sender's key."""
+    try:
+        packet = probe.parse(datagram)
+    except ProtocolError:
+        return Drop.MALFORMED
+    pair = pairs.get(packet.sender)
+    if pair is None:
+        return Drop.STRANGER
+    if packet.receiver != me:
+        return Drop.MISDIRECTED
+    if source not in pair.addresses:
+        return Drop.SOURCE
+    key = pair.key
+    if key is None or not key.is_genuine(datagram):
+        pair.tally.forged(now=now)
+        return Drop.FORGED
+    return packet, pair, key
+
+
+def reply(
+    ping: Packet, pair: Pair, key: PairKey, endpoint: Endpoint | None, *, clock_ns: int, now: float
+) -> bytes | Drop:
+    """The pong for an authenticated ping; `endpoint` is where our WireGuard sees the peer."""
+    if refused := pair.gate.admit(ping.sequence, now=now):
+        return refused
+    if ping.echo_ns and ping.echo_ns == pair.sent_ns:
+        pair.tally.proven(now=now)
+    pair.heard_ns, pair.sent_ns = ping.clock_ns, clock_ns
+    pong = Packet(Kind.PONG, ping.receiver, ping.sender, ping.sequence, ping.round, clock_ns, ping.clock_ns, endpoint)
+    return key.seal(probe.pack(pong))

@@ -1,0 +1,1 @@
+"""The `meshctl` command: verbs to calls, answers to text. Decides nothing."""

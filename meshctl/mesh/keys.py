@@ -1,0 +1,79 @@
+"""WireGuard keys: parse, print, compare. Secrets do not show themselves.
+
+Keys are 32 raw bytes; their text form is the standard base64 of `wg`. No computation on curves happens here (crypto/).
+Meets ENC-4 (secrets have a redacted repr).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from dataclasses import dataclass
+from typing import Self
+
+from meshctl.errors import ProtocolError
+
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Key:
+    raw: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != KEY_BYTES:
+            raise ProtocolError(f"a WireGuard key has {KEY_BYTES} bytes, not {len(self.raw)}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From the base64 that `wg` prints. Raises ProtocolError."""
+        try:
+            return cls(base64.b64decode(text, validate=True))
+        except binascii.Error as error:
+            raise ProtocolError("a WireGuard key is 44 characters of base64") from error
+
+
+@dataclass(frozen=True, slots=True, repr=False, order=True)
+class PublicKey(_Key):
+    """A peer's public key: its name inside WireGuard."""
+
+    def __str__(self) -> str:
+        return base64.b64encode(self.raw).decode()
+
+    def __repr__(self) -> str:
+        return f"PublicKey({self})"
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+
+class _Secret(_Key):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(hidden)"
+
+    __str__ = __repr__
+
+    def reveal(self) -> str:
+        """Base64, for the one place that hands the key to WireGuard."""
+        return base64.b64encode(self.raw).decode()
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and hmac.compare_digest(self.raw, other.raw)  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.raw))
+
+
+class PrivateKey(_Secret):
+    """An X25519 private key. Never leaves the node (ENC-4)."""
+
+    __slots__ = ()
+
+
+class PresharedKey(_Secret):
+    """The symmetric key of one pair of nodes. Never seen by the coordinator (NET-6)."""
+
+    __slots__ = ()

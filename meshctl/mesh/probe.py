@@ -1,0 +1,181 @@
+"""The echo: one fixed binary packet, and what is known of a peer from echoes (NET-7).
+
+Ping and pong have the same size, so that nobody is amplified at. Layout, big endian, 94 bytes:
+
+    magic "MKP1" 4 | kind 1 (1 ping, 2 pong) | sender 15 | receiver 15 | sequence 4 | round 4 | clock 8 |
+    echoed clock 8 | endpoint of the receiver, as the sender's WireGuard sees it: family 1 (0 unknown, 4, 6),
+    address 16, port 2 || tag 16
+
+Node ids are their 15 raw bytes. Clocks are the sender's wall clock in nanoseconds; the echoed one is that of the last
+packet the sender had from the receiver: in a pong the ping it answers, in a ping the proof that the last answer
+arrived. So exchanges led by one side show both sides both directions. The tag covers everything before it
+(crypto/probe.py).
+
+Every valid packet has exactly one encoding. Parsing verifies no tag and touches no table. Nothing here knows a clock.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, NamedTuple
+
+from meshctl.errors import ProtocolError
+from meshctl.mesh.model import Address, Endpoint, NodeId
+
+TAG_BYTES: Final = 16
+_BODY: Final = struct.Struct(">4sB15s15sIIQQB16sH")
+_MAGIC: Final = b"MKP1"
+DOWN_AFTER: Final = 3  # echoes lost in a row; at 2 s each a dead peer is noticed in 6 to 8 s
+LOSSY_ABOVE: Final = 0.10  # two of the last 16 echoes; one may be chance
+_WINDOW: Final = 16  # tests counted for loss: half a minute at 2 s
+PACKET_BYTES: Final = _BODY.size + TAG_BYTES
+_V4_REST: Final = bytes(12)
+_NOWHERE: Final = (0, bytes(16), 0)
+
+
+class Kind(IntEnum):
+    """What a packet asks for."""
+
+    PING = 1
+    PONG = 2
+
+
+class Packet(NamedTuple):
+    """One echo packet. A tuple, because thousands are made each second; `sender` and `receiver` are raw ids."""
+
+    kind: Kind
+    sender: bytes
+    receiver: bytes
+    sequence: int
+    round: int
+    clock_ns: int
+    echo_ns: int = 0
+    endpoint: Endpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What echoes say of one peer. `sent` and `received` count the last finished tests; times are monotonic seconds."""
+
+    sent: int = 0
+    received: int = 0
+    missed: int = 0  # tests lost in a row, up to now
+    rtt_s: float | None = None  # smoothed
+    jitter_s: float = 0.0
+    offset_s: float | None = None  # the peer's wall clock minus ours
+    last_ok_at: float | None = None  # both directions were proven
+    tested_at: float | None = None  # a test ended, one way or the other
+    forged: int = 0  # packets from its address with a wrong tag
+    forged_at: float | None = None
+    seen: Endpoint | None = None  # where the peer's WireGuard sees us
+
+    @property
+    def loss(self) -> float:
+        """Share of the counted tests that were lost, 0 to 1."""
+        return 1 - self.received / self.sent if self.sent else 0.0
+
+
+class Tally:
+    """Counts one peer's echoes. Smoothing is RFC 6298's for the round trip and RFC 3550's for jitter."""
+
+    __slots__ = ("_bits", "_echo")
+
+    def __init__(self) -> None:
+        self._echo = Echo()
+        self._bits = 0
+
+    @property
+    def echo(self) -> Echo:
+        """What is known now."""
+        return self._echo
+
+    @property
+    def is_suspect(self) -> bool:
+        """Worth more tests than the schedule's: something was lost, but the peer is not known to be down."""
+        return self._echo.missed < DOWN_AFTER and (self._echo.missed > 0 or self._echo.loss > LOSSY_ABOVE)
+
+    def answered(self, rtt_s: float, offset_s: float, *, now: float) -> None:
+        """A pong came. The first one ever, or after a whole window of losses, starts the count: absence is not loss."""
+        if self._echo.missed >= _WINDOW or self._echo.last_ok_at is None:
+            self._echo, self._bits = replace(self._echo, sent=0, received=0), 0
+        old = self._echo.rtt_s
+        self._count(
+            answered=True,
+            missed=0,
+            rtt_s=rtt_s if old is None else old + (rtt_s - old) / 8,
+            jitter_s=0.0 if old is None else self._echo.jitter_s + (abs(rtt_s - old) - self._echo.jitter_s) / 16,
+            offset_s=offset_s,
+            last_ok_at=now,
+            tested_at=now,
+        )
+
+    def lost(self, *, now: float) -> None:
+        """No pong came in time."""
+        self._count(answered=False, missed=self._echo.missed + 1, tested_at=now)
+
+    def proven(self, *, now: float) -> None:
+        """The peer's ping echoed our last packet: both directions work, and the peer did the asking."""
+        self._echo = replace(self._echo, missed=0, last_ok_at=now, tested_at=now)
+
+    def forged(self, *, now: float) -> None:
+        """A packet from the peer's address had a wrong tag."""
+        self._echo = replace(self._echo, forged=self._echo.forged + 1, forged_at=now)
+
+    def saw(self, endpoint: Endpoint) -> bool:
+        """Where the peer's WireGuard sees us; True when that is news."""
+        if endpoint == self._echo.seen:
+            return False
+        self._echo = replace(self._echo, seen=endpoint)
+        return True
+
+    def _count(self, *, answered: bool, **news: float | None) -> None:
+        self._bits = (self._bits << 1 | answered) & ((1 << _WINDOW) - 1)
+        sent = min(self._echo.sent + 1, _WINDOW)
+        self._echo = replace(self._echo, sent=sent, received=self._bits.bit_count(), **news)  # type: ignore[arg-type]
+
+
+def raw_id(node: NodeId) -> bytes:
+    """The 15 bytes that a node id spells. Raises ProtocolError."""
+    try:
+        raw = base64.b32decode(node.upper())
+    except ValueError as error:
+        raise ProtocolError(f"{node!r} is not a node id") from error
+    if len(raw) != 15:
+        raise ProtocolError(f"{node!r} is not a node id")
+    return raw
+
+
+def pack(packet: Packet) -> bytes:
+    """The bytes before the tag."""
+    family, address, port = _NOWHERE
+    if packet.endpoint is not None:
+        family, port = packet.endpoint.address.version, packet.endpoint.port
+        address = packet.endpoint.address.packed.ljust(16, b"\0")
+    return _BODY.pack(_MAGIC, *packet[:7], family, address, port)
+
+
+def parse(datagram: bytes) -> Packet:
+    """The packet in `datagram`, tag unread. Raises ProtocolError on anything that `pack` would not have written."""
+    if len(datagram) != PACKET_BYTES or not datagram.startswith(_MAGIC):
+        raise ProtocolError("not an echo packet of a version this release knows")
+    _, kind, sender, receiver, sequence, turn, clock, echoed, family, address, port = _BODY.unpack_from(datagram)
+    if kind not in (1, 2) or sender == receiver:
+        raise ProtocolError("an echo packet of no kind, or to its own sender")
+    return Packet(Kind(kind), sender, receiver, sequence, turn, clock, echoed, _endpoint(family, address, port))
+
+
+def _endpoint(family: int, address: bytes, port: int) -> Endpoint | None:
+    if (family, address, port) == _NOWHERE:
+        return None
+    where: Address
+    if family == 4 and port and address.endswith(_V4_REST):
+        where = IPv4Address(address[:4])
+    elif family == 6 and port:
+        where = IPv6Address(address)
+    else:
+        raise ProtocolError("an echo packet with an impossible endpoint")
+    return Endpoint(where, port)

@@ -1,0 +1,117 @@
+"""What both command lines share: one way to fail, one way to print a table, an age, a byte of JSON (OPS-4).
+
+Every MeshError becomes a sentence, a hint and its exit code; Ctrl-C becomes 130; nothing becomes a traceback unless
+MESHCTL_DEBUG is set. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from meshctl.errors import MeshError, UsageError
+
+INTERRUPTED = 130
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Group(click.Group):
+    """A click group whose commands fail the way this project fails."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """See click; `standalone_mode=False` lets exceptions through, for tests."""
+        if kwargs.get("standalone_mode") is False:
+            return super().main(*args, **kwargs)
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.exit(code if isinstance(code, int) else 0)
+        except click.exceptions.Exit as error:
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("interrupted; run the same command again to go on", err=True)
+            sys.exit(INTERRUPTED)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except MeshError as error:
+            fail(error)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except Exception as error:
+            if os.environ.get("MESHCTL_DEBUG"):
+                raise
+            click.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
+            click.echo("  hint: this is a fault of the program; run again with MESHCTL_DEBUG=1 and report what it prints", err=True)
+            sys.exit(1)
+
+
+def fail(error: MeshError) -> None:
+    """Say what happened and what to do, and leave with the error's code."""
+    click.echo(f"error: {error.what}", err=True)
+    if error.hint:
+        click.echo(f"  hint: {error.hint}", err=True)
+    sys.exit(error.exit_code)
+
+
+class Duration(click.ParamType):
+    """30s, 15m, 12h, 7d -> seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See click."""
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d+)([smhd])", value)
+        if not match:
+            self.fail(f"{value!r} is not a duration; write 30s, 15m, 12h or 7d", param, ctx)
+        return float(match[1]) * _UNITS[match[2]]
+
+
+def age(seconds: float) -> str:
+    """8s, 4m, 3h, 6d: one unit is enough to judge by."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"
+
+
+def when(at: float, *, now: float) -> str:
+    """Absolute and remaining: both are asked for."""
+    left = at - now
+    stamp = time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+    return f"{stamp} (in {age(left)})" if left >= 0 else f"{stamp} ({age(-left)} ago)"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns that line up, whatever stdout is: made for eyes and for awk."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(header), *lines]) for i in range(len(header))]
+    for line in [list(header), *lines]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def echo_json(value: object) -> None:
+    """Stable JSON on stdout."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode())
+
+
+def secret_argument(text: str, what: str) -> str:
+    """TOKEN, @FILE or - for standard input: the command line of a process is readable by everybody on the machine."""
+    try:
+        if text == "-":
+            return sys.stdin.read(64 * 1024).strip()
+        if text.startswith("@"):
+            with open(text[1:], encoding="utf-8") as file:  # noqa: PTH123 - one line, one purpose
+                return file.read(64 * 1024).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the {what} from {text}: {error}", f"pass @FILE with the {what} in it") from error
+    return text

@@ -1,0 +1,139 @@
+"""What operators and coordinators say to each other, as values (OPS-4, ACC-5). Beside codec.py, for the Operator service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from meshctl.mesh.admission import Token
+from meshctl.mesh.model import MeshInfo, Node
+from meshctl.wire import codec
+from meshctl.wire.codec import FindingRow, strict
+from meshctl.wire.v1 import mesh_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A node as operators see it. `since` (unix s): when it connected, or was last seen, by this coordinator; 0 = never."""
+
+    node: Node
+    connected: bool
+    since: float
+    applied: int
+    digest_ok: bool
+    verdict: str
+    ephemeral: bool
+    findings: tuple[FindingRow, ...]
+    seen_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorState:
+    """One coordinator about itself and the mesh. `converged` counts connected nodes at the current revision."""
+
+    mesh: MeshInfo
+    revision: int
+    nodes: int
+    connected: int
+    converged: int
+    started: float
+    release: str
+    etcd: str
+
+
+def token_request(life_s: float, uses: int, tags: tuple[str, ...], ephemeral: bool, note: str) -> pb.TokenRequest:
+    """For TokenCreate."""
+    return pb.TokenRequest(life_s=life_s, uses=uses, tags=tags, ephemeral=ephemeral, note=note)
+
+
+def token_created(name: str, text: str) -> pb.TokenCreated:
+    """The one message that ever holds a token's secret."""
+    return pb.TokenCreated(id=name, text=text)
+
+
+def tokens_message(tokens: Iterable[Token]) -> pb.Tokens:
+    """Without hashes: nobody needs them."""
+    return pb.Tokens(
+        tokens=[
+            pb.Token(
+                id=t.id, created=t.created, expires=t.expires, uses=t.uses, tags=t.tags, ephemeral=t.ephemeral,
+                revoked=t.revoked, used_by=t.used_by, note=t.note,
+            )
+            for t in tokens
+        ]
+    )  # fmt: skip
+
+
+def tokens(message: pb.Tokens) -> tuple[Token, ...]:
+    """Inverse of `tokens_message`; hashes are empty."""
+    return tuple(
+        Token(t.id, b"", t.created, t.expires, t.uses, tuple(t.tags), t.ephemeral, t.revoked, tuple(t.used_by), t.note)  # type: ignore[arg-type]
+        for t in message.tokens
+    )
+
+
+def named(name: str, reason: str = "") -> pb.Named:
+    """A node or token, and why."""
+    return pb.Named(name=name, reason=reason)
+
+
+def nothing() -> pb.Nothing:
+    """An empty request."""
+    return pb.Nothing()
+
+
+def done(revision: int, what: str) -> pb.Done:
+    """An act was carried out, at this revision of the registry."""
+    return pb.Done(revision=revision, what=what)
+
+
+def applied_request(revision: int, timeout_s: float) -> pb.AppliedRequest:
+    """Wait until all connected nodes applied `revision`."""
+    return pb.AppliedRequest(revision=revision, timeout_s=timeout_s)
+
+
+def applied_reply(applied: int, stragglers: Iterable[str], seconds: float) -> pb.AppliedReply:
+    """How many did, who did not, and how long it took."""
+    return pb.AppliedReply(applied=applied, stragglers=stragglers, seconds=seconds)
+
+
+def states_message(states: Iterable[NodeState], revision: int) -> pb.NodeStates:
+    """All nodes at one revision of the map."""
+    return pb.NodeStates(
+        revision=revision,
+        nodes=[
+            pb.NodeState(
+                node=codec.node_message(s.node), connected=s.connected, since=s.since, applied=s.applied, digest_ok=s.digest_ok,
+                verdict=s.verdict, ephemeral=s.ephemeral, findings=codec.finding_messages(s.findings), seen_address=s.seen_address,
+            )
+            for s in states
+        ],
+    )  # fmt: skip
+
+
+def states(message: pb.NodeStates) -> tuple[NodeState, ...]:
+    """Inverse of `states_message`."""
+    with strict("list of nodes"):
+        return tuple(
+            NodeState(
+                codec.node(m.node), m.connected, m.since, m.applied, m.digest_ok, m.verdict, m.ephemeral,
+                codec.finding_rows(m.findings), m.seen_address,
+            )
+            for m in message.nodes
+        )  # fmt: skip
+
+
+def status_message(state: CoordinatorState) -> pb.CoordinatorStatus:
+    """For Status."""
+    return pb.CoordinatorStatus(
+        mesh=codec.mesh_message(state.mesh), revision=state.revision, nodes=state.nodes, connected=state.connected,
+        converged=state.converged, started=state.started, release=state.release, etcd=state.etcd,
+    )  # fmt: skip
+
+
+def status(m: pb.CoordinatorStatus) -> CoordinatorState:
+    """Inverse of `status_message`."""
+    with strict("status"):
+        return CoordinatorState(
+            codec.mesh_info(m.mesh), m.revision, m.nodes, m.connected, m.converged, m.started, m.release, m.etcd
+        )

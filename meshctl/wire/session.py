@@ -1,0 +1,176 @@
+"""The frames of one session, up and down (NET-2). Beside codec.py, which encodes the values inside them.
+
+Down frames are flat, so that encoded nodes are joined as bytes: no per-recipient encoding of nodes ever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import Message
+
+from meshctl.mesh import limits
+from meshctl.mesh.model import Candidate, MeshInfo
+from meshctl.wire import codec
+from meshctl.wire.codec import FindingRow, strict
+from meshctl.wire.v1 import mesh_pb2 as pb
+
+_PUT_TAG = b"\x0a"  # field 1, length-delimited
+_GONE_TAG = b"\x12"  # field 2
+
+
+METHOD = "/meshctl.wire.v1.Mesh/Session"
+
+
+def serialize_up(up: pb.Up) -> bytes:
+    """What the client's stream writes."""
+    return up.SerializeToString()
+
+
+def parse_up(raw: bytes) -> pb.Up:
+    """What the server's stream reads; malformed bytes raise inside grpc and end the stream."""
+    return pb.Up.FromString(raw)
+
+
+def parse_nothing(raw: bytes) -> pb.Nothing:
+    """An empty request."""
+    return pb.Nothing.FromString(raw)
+
+
+def serialize(message: Message) -> bytes:
+    """Any answer."""
+    return message.SerializeToString()
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def put_field(chunk: bytes) -> bytes:
+    """An encoded node as it stands inside a frame."""
+    return _PUT_TAG + _varint(len(chunk)) + chunk
+
+
+def gone_field(node: str) -> bytes:
+    """A departed node as it stands inside a frame."""
+    raw = node.encode()
+    return _GONE_TAG + _varint(len(raw)) + raw
+
+
+def frames(
+    changes: Iterable[tuple[str, bytes | None]], from_revision: int, to_revision: int, map_hash: bytes, *, snapshot: bool = False
+) -> list[bytes]:
+    """Changes as one or more frames of at most SNAPSHOT_NODES_PER_FRAME nodes; the last one carries the map's hash."""
+    fields = [gone_field(node) if chunk is None else put_field(chunk) for node, chunk in changes]
+    size = limits.SNAPSHOT_NODES_PER_FRAME
+    parts = [fields[i : i + size] for i in range(0, len(fields), size)] or [[]]
+    out = []
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        head = pb.Down(
+            from_revision=from_revision, to_revision=to_revision, snapshot=snapshot and index == 0,
+            more=not last, map_hash=map_hash if last else b"",
+        )  # fmt: skip
+        out.append(head.SerializeToString() + b"".join(part))
+    return out
+
+
+def heartbeat_frame(revision: int, findings: Sequence[FindingRow] = (), *, now: float) -> bytes:
+    """The server's clock and revision, and what it finds of this node."""
+    beat = pb.Heartbeat(now=now, revision=revision, findings=codec.finding_messages(findings))
+    return pb.Down(heartbeat=beat).SerializeToString()
+
+
+def welcome_frame(mesh: MeshInfo, seen_address: str, revision: int, *, now: float) -> bytes:
+    """First frame of a session."""
+    beat = pb.Heartbeat(now=now, revision=revision, seen_address=seen_address)
+    return pb.Down(heartbeat=beat, mesh=codec.mesh_message(mesh), protocol=codec.PROTOCOL).SerializeToString()
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Heartbeat: the server's wall clock (unix s), its revision, what it found, where it sees us."""
+
+    now: float
+    revision: int
+    findings: tuple[FindingRow, ...]
+    seen_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class DownFrame:
+    """A decoded frame. `changes` keeps nodes as the bytes they came in."""
+
+    put: tuple[bytes, ...]
+    gone: tuple[str, ...]
+    from_revision: int
+    to_revision: int
+    map_hash: bytes
+    snapshot: bool
+    more: bool
+    beat: Beat | None
+    mesh: MeshInfo | None
+
+    @property
+    def moves_map(self) -> bool:
+        """Whether the frame says something about the roster."""
+        return self.snapshot or self.to_revision > 0
+
+
+def decode_down(raw: bytes) -> DownFrame:
+    """One frame from the coordinator."""
+    with strict("frame"):
+        m = pb.Down.FromString(raw)
+        h = m.heartbeat
+        beat = Beat(h.now, h.revision, codec.finding_rows(h.findings), h.seen_address) if m.HasField("heartbeat") else None
+        mesh = codec.mesh_info(m.mesh) if m.HasField("mesh") else None
+        return DownFrame(
+            tuple(m.put), tuple(m.gone), m.from_revision, m.to_revision, m.map_hash, m.snapshot, m.more, beat, mesh
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UpFrame:
+    """What a node says: at most one of each."""
+
+    resume: tuple[str, int, bytes] | None = None  # incarnation, revision, map hash
+    applied: tuple[int, bytes, str] | None = None  # revision, digest, verdict
+    candidates: tuple[Candidate, ...] | None = None
+    findings: tuple[FindingRow, ...] | None = None
+    again: bool = False
+
+
+def encode_up(frame: UpFrame) -> pb.Up:
+    """For the stub."""
+    up = pb.Up(again=frame.again)
+    if frame.resume is not None:
+        incarnation, revision, map_hash = frame.resume
+        up.resume.CopyFrom(pb.Resume(hello=codec.hello(), incarnation=incarnation, revision=revision, map_hash=map_hash))
+    if frame.applied is not None:
+        revision, digest, verdict = frame.applied
+        up.applied.CopyFrom(pb.Applied(revision=revision, digest=digest, verdict=verdict))
+        up.findings.extend(codec.finding_messages(frame.findings or ()))
+    if frame.candidates is not None:
+        up.candidates.CopyFrom(pb.Candidates(candidates=[codec.candidate_message(c) for c in frame.candidates]))
+    return up
+
+
+def decode_up(up: pb.Up) -> UpFrame:
+    """From the servicer. Findings come with every report, so an empty list closes them."""
+    with strict("report"):
+        resume = None
+        if up.HasField("resume"):
+            codec.agree(up.resume.hello)
+            resume = up.resume.incarnation, up.resume.revision, up.resume.map_hash
+        applied = (up.applied.revision, up.applied.digest, up.applied.verdict) if up.HasField("applied") else None
+        found = codec.finding_rows(up.findings[:256]) if applied else None
+        candidates = None
+        if up.HasField("candidates"):
+            candidates = tuple(codec.candidate(c) for c in up.candidates.candidates[: limits.ENDPOINTS_PER_NODE])
+        return UpFrame(resume, applied, candidates, found, up.again)

@@ -1,0 +1,47 @@
+"""MeshError <-> gRPC status: one table, both directions, so that a refusal reads the same on both sides (OPS-4)."""
+
+from __future__ import annotations
+
+import grpc
+
+from meshctl.errors import (
+    ConflictError,
+    EnvironmentFault,
+    MeshError,
+    ProtocolError,
+    RefusedError,
+    TrustError,
+    UnreachableError,
+    UsageError,
+)
+
+_CODES: tuple[tuple[type[MeshError], grpc.StatusCode], ...] = (
+    (RefusedError, grpc.StatusCode.PERMISSION_DENIED),
+    (TrustError, grpc.StatusCode.UNAUTHENTICATED),
+    (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT),
+    (UsageError, grpc.StatusCode.FAILED_PRECONDITION),
+    (ConflictError, grpc.StatusCode.ABORTED),
+    (EnvironmentFault, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (UnreachableError, grpc.StatusCode.UNAVAILABLE),
+)
+
+
+def code(error: MeshError) -> grpc.StatusCode:
+    """The status a service answers with."""
+    return next((c for kind, c in _CODES if isinstance(error, kind)), grpc.StatusCode.UNKNOWN)
+
+
+def details(error: MeshError) -> str:
+    """What happened, a line break, what to do next."""
+    return f"{error.what}\n{error.hint}"
+
+
+def error(status: grpc.RpcError, whom: str) -> MeshError:
+    """A failed call as the error the other side meant. `whom` names it where it could not speak for itself."""
+    found = status.code() if isinstance(status, grpc.Call | grpc.aio.AioRpcError) else grpc.StatusCode.UNKNOWN
+    text = (status.details() or "") if isinstance(status, grpc.Call | grpc.aio.AioRpcError) else str(status)
+    if found in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED} and "\n" not in text:
+        return UnreachableError(f"{whom} does not answer", "is it running, and is its port open from here?")
+    what, _, hint = text.partition("\n")
+    kind = next((k for k, c in _CODES if c is found), MeshError)
+    return kind(what or f"{whom} failed: {found.name}", hint)

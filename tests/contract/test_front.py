@@ -1,0 +1,640 @@
+"""The TLS front under weather and attack, on real sockets, a stock grpc.aio server behind it (ENC-3, ACC-4, ACC-5).
+
+Every test runs on plain asyncio and on uvloop: the front uses only what both promise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import resource
+import shutil
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import grpc
+import pytest
+import uvloop
+
+from coordinator import front as front_module
+from coordinator import peer
+from coordinator import tls as tls_module
+from coordinator.front import Front, PeerIdentity, Why, peer_identity
+from coordinator.relay import Phase
+from meshctl.errors import EnvironmentFault, ProtocolError, TrustError
+from meshctl.mesh import limits
+from tests.harness import tls
+from tests.harness.front import BLOB, BLOB_DIGEST, BLOBS, Stack, descriptors, make_stack, running, until, who
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
+
+
+@pytest.fixture
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
+    async with running(tmp_path) as started:
+        yield started
+
+
+async def dial(stack: Stack, source: str = "127.0.0.1") -> Streams:
+    """A bare TCP connection to the front."""
+    return await asyncio.open_connection("127.0.0.1", stack.port, local_addr=(source, 0))
+
+
+def client_context_of(stack: Stack, node: tls.Node, *protocols: str) -> ssl.SSLContext:
+    """Python's own TLS with a node's certificate."""
+    context = tls.client_context(*protocols)
+    tls_module._load_leaf(context, tls_module.Credentials(stack.mesh.ca, node.certificate, node.key))
+    return context
+
+
+async def dial_tls(stack: Stack, *protocols: str, node: tls.Node | None = None) -> Streams:
+    """A TLS connection by Python's own ssl."""
+    context = client_context_of(stack, node, *protocols) if node else tls.client_context(*protocols)
+    return await asyncio.open_connection("127.0.0.1", stack.port, ssl=context, ssl_shutdown_timeout=1)
+
+
+async def ended(reader: asyncio.StreamReader, within_s: float = 5.0) -> None:
+    """Wait for the other side's end, clean or not."""
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        await asyncio.wait_for(reader.read(), within_s)
+
+
+async def refused(stack: Stack, node: tls.Node | None, why: Why) -> None:
+    """A call with this certificate fails, for this reason and no other."""
+    async with stack.channel(node) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await who(channel)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert stack.front.connections.refused.keys() == {why}
+
+
+# ---- suites ----------------------------------------------------------------------------------------------------------
+
+
+async def test_stock_grpc_client_speaks_aes_256_on_the_wire(stack: Stack) -> None:
+    async with tls.recorded(stack.port) as wire, tls.channel(wire.port, stack.mesh.ca, stack.mesh.node()) as channel:
+        await who(channel)
+        assert tls.server_hello_suite(bytes(wire.down)) == 0x1302
+        assert b"\x13\x01" in wire.up[:512], "the client would have taken AES-128"
+
+
+@pytest.mark.parametrize(
+    ("offer", "accepted"),
+    [
+        (["-tls1_3", "-ciphersuites", "TLS_AES_256_GCM_SHA384"], True),
+        (["-tls1_3", "-ciphersuites", "TLS_AES_128_GCM_SHA256"], False),
+        (["-tls1_3", "-ciphersuites", "TLS_CHACHA20_POLY1305_SHA256"], False),
+        (["-tls1_2"], False),
+    ],
+    ids=["aes256", "aes128", "chacha20", "tls1.2"],
+)
+async def test_weaker_offers_are_refused(stack: Stack, offer: list[str], accepted: bool) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("absent: openssl")
+    client = await asyncio.create_subprocess_exec(
+        "openssl", "s_client", "-connect", f"127.0.0.1:{stack.port}", "-alpn", tls_module.CA_PROTOCOL, *offer,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    output, _ = await asyncio.wait_for(client.communicate(), 10)
+    assert (b"Cipher is TLS_AES_256_GCM_SHA384" in output) is accepted
+    assert (b"alert" in output) is not accepted
+
+
+def test_an_openssl_that_cannot_be_restricted_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls_module, "_restrict_by_pointer", lambda context: None)
+    with pytest.raises(EnvironmentFault, match="cannot be restricted"):
+        tls_module.server_context(tls.Mesh().credentials())
+
+
+def test_credentials_of_two_meshes_do_not_load() -> None:
+    mine, other = tls.Mesh().credentials(), tls.Mesh().credentials()
+    with pytest.raises(TrustError, match="do not fit"):
+        tls_module.server_context(tls_module.Credentials(mine.ca, mine.certificate, other.key))
+    assert "key=hidden" in repr(mine)
+
+
+# ---- the ClientHello -------------------------------------------------------------------------------------------------
+
+
+def test_client_hello_is_told_from_everything_else() -> None:
+    hello = tls.client_hello()
+    assert tls_module.client_hello_bytes(hello) == len(hello)
+    for cut in range(len(hello)):
+        assert tls_module.client_hello_bytes(hello[:cut]) in (None, len(hello))
+    too_long = hello[:3] + struct.pack(">HB", 0x4000, 1) + (0x4000 - 4).to_bytes(3, "big")
+    two_messages = hello[:6] + (len(hello) - 10).to_bytes(3, "big") + hello[9:]
+    for wrong in (b"GET / HTTP/1.1\r\n", b"\x15", b"\x16\x02", b"\x16\x03\x04", too_long, two_messages, hello + b"\0"):
+        with pytest.raises(TrustError):
+            tls_module.client_hello_bytes(wrong)
+
+
+async def test_silent_client_is_gone_in_three_seconds(stack: Stack) -> None:
+    reader, writer = await dial(stack)
+    writer.write(tls.client_hello()[:40])
+    begin = asyncio.get_running_loop().time()
+    await ended(reader)
+    assert 2.5 < asyncio.get_running_loop().time() - begin < 4.5
+    assert stack.front.connections.refused == {Why.SILENT: 1}
+    writer.close()
+
+
+async def test_good_client_is_served_behind_300_half_open_ones(stack: Stack) -> None:
+    flood = [await dial(stack) for _ in range(300)]
+    for index, (_, writer) in enumerate(flood):
+        writer.write(tls.client_hello()[: 1 + index])
+    await until(lambda: stack.front.connections.live == 300)
+    async with stack.channel(stack.mesh.node()) as channel:
+        begin = asyncio.get_running_loop().time()
+        await who(channel)
+        assert asyncio.get_running_loop().time() - begin < 1.0
+    for _, writer in flood:
+        writer.close()
+
+
+async def test_good_client_is_served_behind_hellos_that_never_finish(stack: Stack) -> None:
+    flood = [await dial(stack, "127.0.0.2") for _ in range(300)]
+    for _, writer in flood:
+        writer.write(tls.client_hello())
+    await until(lambda: stack.front.connections.waiting > 200)
+    assert stack.front.connections.handshakes <= front_module.HANDSHAKES
+    begin = asyncio.get_running_loop().time()
+    reader, good = await dial_tls(stack, "h2", node=stack.mesh.node())
+    good.write(tls.HTTP2_PREFACE)
+    assert await asyncio.wait_for(reader.read(9), 5)
+    assert asyncio.get_running_loop().time() - begin < 1.0, "it waits for one place, not for 236 others"
+    await until(lambda: stack.front.connections.refused.get(Why.SLOW, 0) > 100, 2.5)
+    for writer in (good, *(writer for _, writer in flood)):
+        writer.close()
+
+
+async def test_data_behind_a_waiting_hello_ends_it(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_module, "HANDSHAKES", 0)
+    reader, writer = await dial(stack)
+    writer.write(tls.client_hello())
+    await until(lambda: stack.front.connections.waiting == 1)
+    writer.write(b"x")
+    await ended(reader)
+    assert stack.front.connections.refused == {Why.MALFORMED: 1}
+    assert stack.front.connections.waiting == 0
+    writer.close()
+
+
+# ---- who may come in -------------------------------------------------------------------------------------------------
+
+
+async def test_identity_and_address_arrive_at_the_services(stack: Stack) -> None:
+    node = stack.mesh.node()
+    async with stack.channel(node) as channel:
+        assert await who(channel) == repr(PeerIdentity(ip_address("127.0.0.1"), node.uri))
+    async with tls.channel(stack.front.addresses[1][1], stack.mesh.ca, None, "[::1]") as channel:
+        assert await who(channel) == repr(PeerIdentity(ip_address("::1"), None))
+    assert stack.front.connections.refused == {}
+
+
+async def test_direct_connection_to_the_backend_has_no_identity(stack: Stack) -> None:
+    async with grpc.aio.insecure_channel(f"unix:{stack.backend}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await who(channel)
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "", "unix:", "ipv4:127.0.0.1:7443", "unix-abstract:", "unix-abstract:spiffe://testmesh/node/x",
+        "unix-abstract:0123456789ab%20127.0.0.1", "unix-abstract:0123456789ab%20nowhere%20anonymous",
+        "unix-abstract:0123456789ab%20:::1%20anonymous", "unix-abstract:0123456789ab%20127.0.0.1%20anonymous%20more",
+        "unix-abstract:0123456789AB%20127.0.0.1%20anonymous",
+    ],
+)  # fmt: skip
+def test_any_other_peer_name_is_no_identity(forged: str) -> None:
+    with pytest.raises(TrustError):
+        peer_identity(forged)
+
+
+def test_socket_name_carries_the_longest_identity_and_no_longer_one() -> None:
+    uri = f"spiffe://{'m' * limits.MESH_ID_CHARS}/node/{'n' * limits.NODE_ID_CHARS}"
+    longest = PeerIdentity(ip_address("fd00:1111:2222:3333:4444:5555:6666:7777"), uri)
+    assert peer_identity("unix-abstract:" + peer.socket_name(longest)[1:].decode().replace(" ", "%20")) == longest
+    with pytest.raises(ProtocolError):
+        peer.socket_name(PeerIdentity(longest.address, f"{uri}nnnn"))
+    assert peer.client_address("::ffff:192.0.2.1") == ip_address("192.0.2.1")
+    assert peer.client_address("fe80::1%eth0") == ip_address("fe80::1")
+
+
+async def test_certificate_of_an_unknown_ca_is_refused(stack: Stack) -> None:
+    await refused(stack, tls.Mesh().node(), Why.UNTRUSTED)
+
+
+async def test_certificate_that_names_another_mesh_is_refused(stack: Stack) -> None:
+    await refused(stack, stack.mesh.node(mesh_id="othermesh"), Why.IDENTITY)
+
+
+async def test_certificate_with_two_names_is_refused(stack: Stack) -> None:
+    names = [stack.mesh.node().uri, stack.mesh.node().uri]
+    async with stack.channel(stack.mesh.node_named(names[:1])) as channel:
+        assert names[0] in await who(channel)
+    await refused(stack, stack.mesh.node_named(names), Why.IDENTITY)
+
+
+async def test_server_certificate_of_a_coordinator_is_no_client(stack: Stack) -> None:
+    own = stack.mesh.credentials()
+    await refused(stack, tls.Node("coordinator", own.key, own.certificate), Why.UNTRUSTED)
+
+
+async def test_expired_certificate_is_refused(stack: Stack) -> None:
+    await refused(stack, stack.mesh.node(now=stack.now() - 7200, life_s=3600), Why.EXPIRED)
+
+
+async def test_certificate_past_our_clock_is_refused(stack: Stack) -> None:
+    stack.offset_s = 7200
+    await refused(stack, stack.mesh.node(life_s=3600), Why.EXPIRED)
+
+
+async def test_revoked_node_is_refused(stack: Stack) -> None:
+    node = stack.mesh.node()
+    stack.revoked.add(node.uri)
+    await refused(stack, node, Why.REVOKED)
+
+
+@pytest.mark.parametrize("protocols", [(), ("http/1.1",)])
+async def test_other_protocols_are_closed(stack: Stack, protocols: tuple[str, ...]) -> None:
+    reader, writer = await dial_tls(stack, *protocols)
+    await ended(reader)
+    assert stack.front.connections.refused == {Why.PROTOCOL: 1}
+    writer.close()
+
+
+async def test_joining_node_fetches_the_ca_by_alpn(stack: Stack) -> None:
+    assert await tls.fetch_ca("127.0.0.1", stack.port) == stack.mesh.ca
+    await until(lambda: stack.front.connections.live == 0)
+
+
+# ---- live connections ------------------------------------------------------------------------------------------------
+
+
+async def test_revocation_cuts_the_live_stream_and_no_other(stack: Stack) -> None:
+    node, other = stack.mesh.node(), stack.mesh.node()
+    async with stack.channel(node) as bad, stack.channel(other) as good:
+        streams = [channel.unary_stream("/test/Watch")(b"") for channel in (bad, good)]
+        for stream in streams:
+            assert await stream.read() == b"hello"
+        stack.revoked.add(node.uri)
+        begin = asyncio.get_running_loop().time()
+        assert stack.front.cut(node.id) == 1
+        with pytest.raises(grpc.aio.AioRpcError):
+            await streams[0].read()
+        assert asyncio.get_running_loop().time() - begin < 0.5
+        with pytest.raises(grpc.aio.AioRpcError):
+            await who(bad)
+        await who(good)
+        assert not streams[1].done()
+        assert stack.front.connections.cut == {Why.REVOKED: 1}
+        assert stack.front.cut(node.uri) == 0
+
+
+async def test_connection_is_cut_when_its_certificate_ends(stack: Stack) -> None:
+    first, second = stack.mesh.node(life_s=3600), stack.mesh.node(life_s=9000)
+    async with stack.channel(first) as short, stack.channel(second) as long:
+        stream = short.unary_stream("/test/Watch")(b"")
+        await stream.read()
+        await who(long)
+        stack.offset_s = 3601
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asyncio.wait_for(stream.read(), 2)
+        assert stack.front.connections.cut == {Why.EXPIRED: 1}
+        await who(long)
+        stack.offset_s = 9001
+        await until(lambda: stack.front.connections.cut[Why.EXPIRED] == 2)
+
+
+async def test_one_identity_keeps_its_newest_connections(stack: Stack) -> None:
+    node, held = stack.mesh.node(), []
+    for index in range(front_module.PER_IDENTITY + 2):
+        held.append(await dial_tls(stack, "h2", node=node))
+        live = min(index + 1, front_module.PER_IDENTITY)
+        await until(lambda live=live: stack.front.connections.live == live)
+    assert stack.front.connections.cut == {Why.SURPLUS: 2}
+    await ended(held[0][0])
+    for _, writer in held:
+        writer.close()
+
+
+async def test_reload_shows_the_new_leaf_and_keeps_live_streams(stack: Stack) -> None:
+    async def leaf() -> bytes | None:
+        _, writer = await dial_tls(stack, "h2")
+        writer.close()
+        shown: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        return shown
+
+    async with stack.channel(stack.mesh.node()) as channel:
+        stream = channel.unary_stream("/test/Watch")(b"")
+        await stream.read()
+        before, fresh = await leaf(), stack.mesh.credentials()
+        stack.front.reload(fresh)
+        assert before != await leaf() == fresh.certificate
+        assert not stream.done()
+        await who(channel)
+
+
+async def test_half_closed_client_is_answered_and_forgotten(stack: Stack) -> None:
+    reader, writer = await dial_tls(stack, "h2", node=stack.mesh.node())
+    writer.write(tls.HTTP2_PREFACE)
+    assert await reader.read(9)
+    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as raw:
+        raw.shutdown(socket.SHUT_WR)
+    await ended(reader)
+    await until(lambda: stack.front.connections.live == 0)
+    assert stack.front.connections.cut == {}
+    writer.close()
+
+
+# ---- too much, too many, too long ------------------------------------------------------------------------------------
+
+
+async def test_oversized_anonymous_upload_is_cut(stack: Stack) -> None:
+    pieces = [b"x" * 16384] * 8
+
+    async def upload() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    async with stack.channel(stack.mesh.node()) as member:
+        assert await member.stream_unary("/test/Upload")(upload()) == hashlib.sha256(b"".join(pieces)).digest()
+    async with stack.channel() as stranger:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stranger.stream_unary("/test/Upload")(upload())
+    assert stack.front.connections.cut == {Why.TOO_MUCH: 1}
+
+
+async def test_anonymous_client_may_not_stay(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(front_module.PATIENCE, Phase.RELAY, (0.4, Why.TOO_LONG))
+    async with stack.channel(stack.mesh.node()) as member, stack.channel() as stranger:
+        streams = [channel.unary_stream("/test/Watch")(b"") for channel in (member, stranger)]
+        for stream in streams:
+            await stream.read()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asyncio.wait_for(streams[1].read(), 2)
+        assert stack.front.connections.cut == {Why.TOO_LONG: 1}
+        assert not streams[0].done()
+
+
+async def test_one_address_cannot_take_all_places(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_module, "PER_ADDRESS", 20)
+    crowd = [await dial(stack, "127.0.0.2") for _ in range(25)]
+    await until(lambda: stack.front.connections.refused.get(Why.CROWDED) == 5)
+    async with stack.channel(stack.mesh.node()) as channel:
+        await who(channel)
+    for _, writer in crowd:
+        writer.close()
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[int]:
+    """Room for eight connections by RLIMIT_NOFILE."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = front_module.DESCRIPTORS_RESERVED + 8 * front_module.DESCRIPTORS_PER_CONNECTION
+    resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
+    yield 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_connections_beyond_the_descriptors_are_refused(few_descriptors: int, tmp_path: Path) -> None:
+    async with running(tmp_path) as stack:
+        held = [await dial(stack) for _ in range(few_descriptors)]
+        extra, writer = await dial(stack)
+        await ended(extra)
+        assert stack.front.connections.refused == {Why.FULL: 1}
+        for _, other in (*held, (extra, writer)):
+            other.close()
+        await until(lambda: stack.front.connections.live == 0)
+        strangers = [await dial_tls(stack, "h2") for _ in range(2)]
+        reader, third = await dial_tls(stack, "h2")
+        await ended(reader)
+        assert stack.front.connections.refused[Why.CROWDED] == 1, "a quarter of the places is for strangers"
+        async with stack.channel(stack.mesh.node()) as channel:
+            await who(channel)
+        for _, other in (*strangers, (reader, third)):
+            other.close()
+
+
+async def test_600_abusive_connections_leak_nothing(stack: Stack) -> None:
+    async def abuse(kind: int) -> None:
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            reader, writer = await (dial_tls(stack, *((), ("h2",))[kind]) if kind < 2 else dial(stack))
+            if kind > 1:
+                writer.write((b"GET / HTTP/1.1\r\n\r\n", tls.client_hello()[:99], tls.client_hello(), b"")[kind - 2])
+            if kind in (0, 2):
+                await ended(reader)
+            writer.transport.abort()
+
+    async with stack.channel(stack.mesh.node()) as channel:
+        await who(channel)
+        before = descriptors()
+        for _ in range(10):
+            await asyncio.gather(*(abuse(index % 6) for index in range(60)))
+        await until(lambda: stack.front.connections.live == 1)
+        await until(lambda: descriptors() <= before)
+        await who(channel)
+    async with stack.channel(stack.mesh.node()) as channel:
+        await who(channel)
+
+
+# ---- back-pressure ---------------------------------------------------------------------------------------------------
+
+
+async def test_slow_reader_gets_all_its_bytes_while_others_are_served(stack: Stack) -> None:
+    async with stack.channel(stack.mesh.node()) as slow, stack.channel(stack.mesh.node()) as quick:
+        stream, digest = slow.unary_stream("/test/Blob")(b""), hashlib.sha256()
+        for index in range(BLOBS):
+            digest.update(await stream.read())
+            if index % 8 == 0:
+                await who(quick)
+        assert digest.digest() == BLOB_DIGEST
+
+
+class Firehose:
+    """A backend that is not grpc: writes or reads as much as it can, and counts."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.reading = asyncio.Event()
+        self.finished = b""
+
+    async def pour(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(BLOBS):
+                writer.write(BLOB)
+                await writer.drain()
+                self.sent += len(BLOB)
+        writer.close()
+
+    async def drink(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.reading.wait()
+        digest = hashlib.sha256()
+        while data := await reader.read(65536):
+            digest.update(data)
+        self.finished = digest.digest()
+        writer.write(self.finished)
+        writer.close()
+
+
+async def still(figure: Callable[[], int]) -> int:
+    """The value of a counter once it has moved and then stood still for a while."""
+    await until(lambda: figure() > 0)
+    seen = [0]
+    while seen[-1] != figure():
+        seen.append(figure())
+        await asyncio.sleep(0.2)
+    return seen[-1]
+
+
+@asynccontextmanager
+async def firehose(tmp_path: Path, direction: str) -> AsyncIterator[tuple[Stack, Firehose]]:
+    """A front before a backend that is not grpc."""
+    stack, hose = make_stack(tmp_path), Firehose()
+    server = await asyncio.start_unix_server(getattr(hose, direction), stack.backend)
+    await stack.front.start([("127.0.0.1", 0)])
+    try:
+        yield stack, hose
+    finally:
+        await stack.front.stop()
+        server.close()
+
+
+async def test_stuck_reader_stops_the_backend_and_gets_intact_bytes_later(tmp_path: Path) -> None:
+    reading = threading.Event()
+
+    def client(port: int) -> bytes:
+        with tls.client_context("h2").wrap_socket(socket.create_connection(("127.0.0.1", port))) as end:
+            reading.wait(20)
+            digest = hashlib.sha256()
+            while data := end.recv(65536):
+                digest.update(data)
+            return digest.digest()
+
+    async with firehose(tmp_path, "pour") as (stack, hose):
+        download = asyncio.create_task(asyncio.to_thread(client, stack.port))
+        assert await still(lambda: hose.sent) < len(BLOB) * BLOBS, "the kernel holds some, the front not the rest"
+        async with asyncio.timeout(5):
+            assert await tls.fetch_ca("127.0.0.1", stack.port) == stack.mesh.ca
+        reading.set()
+        assert await asyncio.wait_for(download, 20) == BLOB_DIGEST
+
+
+async def test_stuck_backend_stops_the_client_and_gets_intact_bytes_later(tmp_path: Path) -> None:
+    sent: list[int] = []
+
+    def client(port: int, context: ssl.SSLContext) -> bytes:
+        with context.wrap_socket(socket.create_connection(("127.0.0.1", port))) as end:
+            for _ in range(BLOBS):
+                end.sendall(BLOB)
+                sent.append(len(BLOB))
+            with end.unwrap() as bare:  # a clean half-close: our goodbye is said, the answer still comes
+                return bare.recv(1)
+
+    async with firehose(tmp_path, "drink") as (stack, hose):
+        context = client_context_of(stack, stack.mesh.node(), "h2")
+        upload = asyncio.create_task(asyncio.to_thread(client, stack.port, context))
+        assert await still(lambda: len(sent)) < BLOBS
+        hose.reading.set()
+        await until(lambda: hose.finished == BLOB_DIGEST, 20)
+        with contextlib.suppress(ssl.SSLError, OSError):  # Python's unwrap does not expect data before the goodbye
+            await asyncio.wait_for(upload, 5)
+        await until(lambda: stack.front.connections.live == 0)
+        assert stack.front.connections.cut == {}
+
+
+# ---- faults of our own -----------------------------------------------------------------------------------------------
+
+
+async def test_fault_in_one_connection_stays_there(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(uri: str, certificate: bytes) -> bool:
+        raise RuntimeError("registry on fire")
+
+    node = stack.mesh.node()
+    async with stack.channel(node) as channel:
+        await who(channel)
+        stack.front._admit = broken
+        await refused(stack, stack.mesh.node(), Why.FAULT)
+        await who(channel)
+    assert "registry on fire" in caplog.text
+
+
+async def test_client_is_told_when_grpc_is_not_there(tmp_path: Path) -> None:
+    stack = make_stack(tmp_path)
+    await stack.front.start([("127.0.0.1", 0)])
+    await refused(stack, stack.mesh.node(), Why.BACKEND)
+    await stack.front.stop()
+
+
+async def test_full_accept_queue_of_the_backend_is_waited_for(tmp_path: Path) -> None:
+    stack = make_stack(tmp_path)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(stack.backend))
+    listener.listen(0)
+    blocker = socket.socket(socket.AF_UNIX)
+    blocker.connect(str(stack.backend))
+    await stack.front.start([("127.0.0.1", 0)])
+    reader, writer = await dial_tls(stack, "h2")
+    await until(lambda: stack.front.connections.anonymous == 1)
+    assert listener.accept()[0].close() is None
+    listener.settimeout(0)
+    accepted: list[socket.socket] = []
+
+    def came() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            accepted.append(listener.accept()[0])
+        return bool(accepted)
+
+    await until(came)
+    for end in (*accepted, listener, blocker):
+        end.close()
+    await ended(reader)
+    writer.close()
+    await stack.front.stop()
+
+
+async def test_backend_directory_open_to_others_stops_the_start(tmp_path: Path) -> None:
+    stack = make_stack(tmp_path)
+    stack.backend.parent.chmod(0o750)
+    with pytest.raises(EnvironmentFault, match="open to others"):
+        await stack.front.start([("127.0.0.1", 0)])
+
+
+async def test_taken_port_leaves_no_listener_behind(stack: Stack, tmp_path: Path) -> None:
+    second = Front(stack.mesh.credentials(), stack.mesh.id, stack.backend, admit=lambda *_: True, clock=stack.now)
+    with pytest.raises(EnvironmentFault, match="cannot listen"):
+        await second.start([("127.0.0.1", 0), ("127.0.0.1", stack.port)])
+    assert second.addresses == []
+
+
+async def test_nothing_is_left_after_stop(tmp_path: Path) -> None:
+    listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)  # libuv keeps a descriptor from the first on
+    before, tasks = descriptors(), len(asyncio.all_tasks())
+    async with firehose(tmp_path, "pour") as (stack, _):
+        member = await dial_tls(stack, "h2", node=stack.mesh.node())
+        stranger, silent = await dial_tls(stack, "h2"), await dial(stack)
+        silent[1].write(tls.client_hello()[:9])
+        await until(lambda: stack.front.connections.live == 3)
+        await stack.front.stop()
+        assert stack.front.connections.live == 0
+        for reader, writer in (member, stranger, silent):
+            await ended(reader)
+            writer.transport.abort()
+    await until(lambda: descriptors() <= before and len(asyncio.all_tasks()) <= tasks)
+    listener.close()

@@ -1,0 +1,129 @@
+"""A whole TLS front on loopback with a stock grpc.aio server behind it, for contract tests and benches."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from coordinator.front import Front, grpc_server_options, peer_identity
+from meshctl.errors import TrustError
+from tests.harness import tls
+
+BLOB = random.Random(1302).randbytes(256 * 1024)
+BLOBS = 64
+BLOB_DIGEST = hashlib.sha256(BLOB * BLOBS).digest()
+
+
+async def _who(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    try:
+        return repr(peer_identity(context.peer())).encode()
+    except TrustError as error:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.what)
+        raise
+
+
+async def _watch(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+    yield b"hello"
+    await asyncio.Event().wait()
+
+
+async def _blob(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+    for _ in range(BLOBS):
+        yield BLOB
+
+
+async def _upload(request: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+    digest = hashlib.sha256()
+    async for piece in request:
+        digest.update(piece)
+    return digest.digest()
+
+
+_SERVICE = grpc.method_handlers_generic_handler(
+    "test",
+    {
+        "Who": grpc.unary_unary_rpc_method_handler(_who),
+        "Watch": grpc.unary_stream_rpc_method_handler(_watch),
+        "Blob": grpc.unary_stream_rpc_method_handler(_blob),
+        "Upload": grpc.stream_unary_rpc_method_handler(_upload),
+    },
+)
+
+
+@dataclass
+class Stack:
+    """The parts of a running front, with the levers a test pulls."""
+
+    mesh: tls.Mesh
+    front: Front
+    backend: Path
+    revoked: set[str] = field(default_factory=set)
+    offset_s: float = 0.0
+
+    @property
+    def port(self) -> int:
+        return self.front.addresses[0][1]
+
+    def channel(self, node: tls.Node | None = None) -> grpc.aio.Channel:
+        return tls.channel(self.port, self.mesh.ca, node)
+
+    def now(self) -> float:
+        return time.time() + self.offset_s
+
+
+def make_stack(directory: Path) -> Stack:
+    """A front over `directory`/backend/grpc, not started."""
+    home = directory / "backend"
+    home.mkdir(mode=0o700)
+    mesh = tls.Mesh()
+    revoked: set[str] = set()
+    front = Front(
+        mesh.credentials(), mesh.id, home / "grpc", admit=lambda uri, _: uri not in revoked, clock=lambda: stack.now()
+    )
+    stack = Stack(mesh, front, home / "grpc", revoked)
+    return stack
+
+
+@asynccontextmanager
+async def running(directory: Path) -> AsyncIterator[Stack]:
+    """A front and its grpc server; both are stopped at the end."""
+    stack = make_stack(directory)
+    server = grpc.aio.server(options=grpc_server_options())
+    server.add_generic_rpc_handlers((_SERVICE,))
+    server.add_insecure_port(f"unix:{stack.backend}")
+    await server.start()
+    try:
+        await stack.front.start([("127.0.0.1", 0), ("::1", 0)])
+        yield stack
+    finally:
+        await server.stop(0)
+        await stack.front.stop()
+
+
+async def until(condition: Callable[[], bool], within_s: float = 5.0) -> float:
+    """Wait until `condition` holds -> seconds it took. Fails after `within_s`."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < within_s, "the awaited condition never came"
+        await asyncio.sleep(0.005)
+    return time.monotonic() - begin
+
+
+def descriptors() -> int:
+    """Open file descriptors of this process."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def who(channel: grpc.aio.Channel) -> str:
+    """What the services see of this channel's client."""
+    answer: bytes = await channel.unary_unary("/test/Who")(b"", timeout=10)
+    return answer.decode()

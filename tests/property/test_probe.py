@@ -1,0 +1,64 @@
+"""Echo packets under any bytes: parsing is total, and every packet has exactly one encoding (NET-7, OPS-4)."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshctl.agent.responder import Gate
+from meshctl.errors import ProtocolError
+from meshctl.mesh.model import Endpoint
+from meshctl.mesh.probe import PACKET_BYTES, TAG_BYTES, Kind, Packet, pack, parse
+
+U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+ENDPOINTS = st.none() | st.builds(
+    Endpoint,
+    st.integers(0, 2**32 - 1).map(IPv4Address) | st.integers(0, 2**128 - 1).map(IPv6Address),
+    st.integers(1, 65535),
+)
+IDS = st.lists(st.binary(min_size=15, max_size=15), min_size=2, max_size=2, unique=True)
+PACKETS = st.builds(
+    lambda kind, ids, sequence, turn, clock, echoed, endpoint: Packet(kind, *ids, sequence, turn, clock, echoed, endpoint),
+    st.sampled_from(Kind), IDS, U32, U32, U64, U64, ENDPOINTS,
+)  # fmt: skip
+
+
+@given(PACKETS, st.binary(min_size=TAG_BYTES, max_size=TAG_BYTES))
+def test_packing_and_parsing_are_inverse(packet: Packet, tag: bytes) -> None:
+    assert parse(pack(packet) + tag) == packet
+
+
+@given(st.binary(max_size=2 * PACKET_BYTES) | st.binary(min_size=90, max_size=90).map(lambda rest: b"MKP1" + rest))
+def test_any_bytes_parse_or_are_refused_and_what_parses_has_one_encoding(datagram: bytes) -> None:
+    try:
+        packet = parse(datagram)
+    except ProtocolError:
+        return
+    assert pack(packet) == datagram[:-TAG_BYTES]
+
+
+@given(PACKETS, st.integers(0, PACKET_BYTES - TAG_BYTES - 1), st.integers(1, 255))
+def test_an_altered_byte_never_parses_to_the_same_packet(packet: Packet, at: int, flip: int) -> None:
+    datagram = bytearray(pack(packet) + bytes(TAG_BYTES))
+    datagram[at] ^= flip
+    try:
+        assert parse(bytes(datagram)) != packet
+    except ProtocolError:
+        pass
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(-80, 80), max_size=60))
+def test_gate_admits_no_sequence_twice_and_every_newer_one(start: int, steps: list[int]) -> None:
+    """The oracle is a set. Slow enough that the rate never refuses, and over before silence starts anew."""
+    gate, seen, highest = Gate(), set[int](), start
+    sequence = start
+    for number, step in enumerate([0, *steps]):
+        sequence += step
+        admitted = gate.admit(sequence % 2**32, now=0.4 * number) is None
+        expected = sequence not in seen and highest - sequence < 64
+        assert admitted == expected
+        if admitted:
+            seen.add(sequence)
+            highest = max(highest, sequence)
