@@ -126,7 +126,8 @@ class HostDevice:
 
     def __init__(self, name: str, wireguard: WireGuard, host: Host, announcements: Announcements) -> None:
         self.kind = wireguard.kind
-        self._name, self._wg, self._host, self._announcements = name, wireguard, host, announcements
+        self.name, self.wireguard = name, wireguard
+        self._host, self._announcements = host, announcements
         self._firewall = Firewall(name)
         self._link: Link | None = None
         self._guarded: frozenset[Network] = frozenset()
@@ -139,13 +140,13 @@ class HostDevice:
             self._guarded = await self._firewall.guarded()
         if self._is_due("route"):
             self._link = await self._host.look(self._guarded)
-        wire = await self._wg.read() if self._link else None
+        wire = await self.wireguard.read() if self._link else None
         if wire is None or self._link is None:
             return Observation(None)
         key = self._link, self._guarded, wire.private_key, wire.listen_port, wire.peers
         if self._seen is None or any(a is not b and a != b for a, b in zip(self._seen[0], key, strict=True)):
             self._seen = key, Interface(
-                name=self._name, private_key=wire.private_key, listen_port=wire.listen_port,
+                name=self.name, private_key=wire.private_key, listen_port=wire.listen_port,
                 mtu=self._link.mtu, up=self._link.up, addresses=self._link.addresses, routes=self._link.routes,
                 guarded=self._guarded, peers=disjoint(wire.peers),
             )  # fmt: skip
@@ -168,7 +169,7 @@ class HostDevice:
 
     async def _peers(self, batch: tuple[PeerStep, ...]) -> None:
         try:
-            await self._wg.configure(batch)
+            await self.wireguard.configure(batch)
         except EnvironmentFault as error:
             if len(batch) == 1:
                 raise _named(batch[0], error) from error
@@ -181,14 +182,14 @@ class HostDevice:
                 case plan.SetGuard(prefixes=prefixes):
                     await self._firewall.guard(prefixes)
                 case plan.CreateInterface():
-                    await self._wg.create()
+                    await self.wireguard.create()
                 case plan.SetPrivateKey() | plan.SetListenPort():
-                    await self._wg.configure((step,))
+                    await self.wireguard.configure((step,))
                 case plan.SetMtu(mtu):
                     await self._host.set_mtu(mtu)
                 case plan.SetUp():
                     await self._host.set_up()
-                    await self._wg.raised()
+                    await self.wireguard.raised()
                 case plan.AddAddress(address):
                     await self._host.add_address(address)
                 case plan.RemoveAddress(address):
@@ -226,7 +227,7 @@ class HostDevice:
         """See Device."""
         self._announcements.close()
         await self._host.close()
-        await self._wg.close()
+        await self.wireguard.close()
 
     async def destroy(self) -> None:
         """See Device. The guard goes last: until then nothing of the mesh leaves in clear."""

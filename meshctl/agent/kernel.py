@@ -87,18 +87,21 @@ class KernelWireGuard:
 
     async def read(self) -> Wire | None:
         """See WireGuard. Raises EnvironmentFault when the name belongs to another kind of link."""
-        for _ in range(_DUMP_TRIES):
-            parts = await self._request(_GET, _REQUEST | _DUMP, [], (errno.ENODEV,))
-            if not any(part["header"]["flags"] & _DUMP_INTR for part in parts):
-                break
-        else:
-            raise EnvironmentFault(f"{self._interface} changes faster than it can be read", "see who else configures it")
+        parts = await self.dump()
         if not parts:
             return None
         peers, sessions = self._memory.recall(_rows(part.get("peers") or b"" for part in parts))
         private = parts[0].get("private_key") or _NO_KEY
         port = parts[0].get("listen_port") or 0
         return Wire(PrivateKey(private) if private != _NO_KEY else None, port, peers, sessions)
+
+    async def dump(self) -> list[Any]:
+        """The messages of one uninterrupted dump; none when there is no such interface. Raises EnvironmentFault."""
+        for _ in range(_DUMP_TRIES):
+            parts = await self._request(_GET, _REQUEST | _DUMP, [], (errno.ENODEV,))
+            if not any(part["header"]["flags"] & _DUMP_INTR for part in parts):
+                return parts
+        raise EnvironmentFault(f"{self._interface} changes faster than it can be read", "see who else configures it")
 
     async def configure(self, steps: Sequence[WireStep]) -> None:
         """See WireGuard."""

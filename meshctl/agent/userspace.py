@@ -28,6 +28,7 @@ ANSWER_WITHIN_S: Final = 10.0  # 10,000 new peers in one transaction take 1.5 s,
 START_WITHIN_S: Final = 10.0
 _POLL_S: Final = 0.005
 _RECEIVE_BYTES: Final = 1 << 20
+_GONE: Final = (FileNotFoundError, ConnectionError)  # no daemon, or one that ended while we spoke
 _ZEROS: Final = bytes(KEY_BYTES)
 _UDP_TABLES: Final = (Path("/proc/thread-self/net/udp"), Path("/proc/thread-self/net/udp6"))  # of this network namespace
 # What moves by itself sits together in the middle of a peer's lines; wireguard-go writes tx before rx.
@@ -81,8 +82,8 @@ class UserspaceWireGuard:
     async def read(self) -> Wire | None:
         """See WireGuard. One transaction; only what has changed since the last one is parsed."""
         try:
-            text = await _transact(self._interface, "get=1\n\n")
-        except (FileNotFoundError, ConnectionRefusedError):
+            text = await transact(self._interface, "get=1\n\n")
+        except _GONE:
             return None
         head, *blocks = text.removesuffix("\n\n").rpartition("\nerrno=")[0].split("\npublic_key=")
         own = dict(line.split("=", 1) for line in head.split("\n") if line)
@@ -97,8 +98,8 @@ class UserspaceWireGuard:
     async def configure(self, steps: Sequence[WireStep]) -> None:
         """See WireGuard."""
         try:
-            answer = await _transact(self._interface, "".join(chain(["set=1\n"], map(_uapi, steps), ["\n"])))
-        except (FileNotFoundError, ConnectionRefusedError) as error:
+            answer = await transact(self._interface, "".join(chain(["set=1\n"], map(_uapi, steps), ["\n"])))
+        except _GONE as error:
             raise EnvironmentFault(f"no WireGuard serves {self._interface}", "the next pass starts one") from error
         number = abs(int(answer.strip().removeprefix("errno=")))
         if number:
@@ -126,7 +127,8 @@ async def _connect(interface: str) -> socket.socket:
     return connection
 
 
-async def _transact(interface: str, request: str) -> str:
+async def transact(interface: str, request: str) -> str:
+    """One UAPI transaction: the answer with its errno line. Raises EnvironmentFault, or FileNotFoundError and ConnectionError as is."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(ANSWER_WITHIN_S):
@@ -139,8 +141,12 @@ async def _transact(interface: str, request: str) -> str:
                         raise ConnectionRefusedError(errno.ECONNREFUSED, "closed in the middle of an answer")
                     answer += part
                 return answer.decode()
+    except _GONE:
+        raise
     except TimeoutError as error:
         raise EnvironmentFault(f"wireguard-go does not answer for {interface}", "it hangs: end it, the next pass starts another") from error
+    except OSError as error:
+        raise EnvironmentFault(f"cannot speak to wireguard-go: {error.strerror}", "meshctl needs root") from error
 
 
 def _is_bound(port: int) -> bool:

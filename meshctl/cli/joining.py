@@ -124,12 +124,11 @@ def up(config: AgentConfig, begun: float | None = None) -> None:
     config = replace(
         config, interface=saved.interface, listen_port=saved.listen_port, endpoint=config.endpoint or saved.endpoints, device=saved.device
     )
-    import uvloop
-
     from meshctl.agent import daemon
 
     begun = time.monotonic() if begun is None else begun
-    uvloop.run(daemon.run(config, store, lambda words: click.echo(f"{words} ({time.monotonic() - begun:.2f} s)")))
+    # asyncio's own loop: uvloop opens no netlink sockets, and one node has nothing to gain from it
+    asyncio.run(daemon.run(config, store, lambda words: click.echo(f"{words} ({time.monotonic() - begun:.2f} s)")))
 
 
 def leave(config: AgentConfig, *, force: bool) -> None:

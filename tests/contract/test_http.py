@@ -7,6 +7,7 @@ import json
 import stat
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from meshctl.errors import EnvironmentFault
 from meshctl.mesh import integrity
 from meshctl.mesh.integrity import HANDSHAKE, LAG, PATH, Reading, Verdict
 from meshctl.mesh.model import NodeId
+from meshctl.mesh.probe import Echo
 from meshctl.wire import http
 from meshctl.wire.http import Request, Response, Server
 
@@ -101,17 +103,24 @@ async def test_slow_sender_is_cut(port: int, monkeypatch: pytest.MonkeyPatch) ->
     assert await exchange(port, b"GET /hello HTTP/1.1\r\nX: ") == (0, {}, b"")
 
 
-async def test_slow_reader_is_cut(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_reader_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "_ANSWER_S", 0.2)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    size = 32 * 1024 * 1024
+    server = Server({"/big": lambda _: Response(200, bytes(size))})
+    reader, writer = await asyncio.open_connection("127.0.0.1", await server.listen("127.0.0.1", 0), limit=1024)
     writer.write(b"GET /big HTTP/1.1\r\n\r\n")
     await reader.readuntil(b"\r\n\r\n")
-    started = time.monotonic()
-    await asyncio.sleep(0.3)
-    with pytest.raises(ConnectionError):
-        while await reader.read(65536):
-            assert time.monotonic() - started < 5
+    deadline = time.monotonic() + 5
+    while server._open:
+        assert time.monotonic() < deadline, "the server still waits for its reader"
+        await asyncio.sleep(0.01)
+    received = 0
+    with suppress(ConnectionError):
+        while chunk := await reader.read(65536):
+            received += len(chunk)
+    assert received < size
     writer.close()
+    await server.close()
 
 
 async def test_too_many_connections_are_turned_away_and_the_server_recovers(port: int) -> None:
@@ -258,6 +267,16 @@ async def test_metrics_are_computed_when_scraped(node: Node) -> None:
     assert samples["meshctl_revision_applied",] == 4182
     assert samples["meshctl_prober_drops_total", "forged"] == 5
     assert samples["meshctl_prober_sent_total",] == 0
+
+
+async def test_series_of_peers_are_bounded_and_show_the_worst(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    echoes = {NodeId(f"id{n:03}"): Echo(sent=16, received=16 - n % 2, rtt_s=n / 1000) for n in range(1000)}
+    monkeypatch.setattr(node.prober, "echoes", lambda: echoes)
+    samples = await node.samples()
+    loss = {labels[1]: value for labels, value in samples.items() if labels[0] == "meshctl_peer_loss_ratio"}
+    assert len(loss) == 200
+    assert set(loss.values()) == {1 / 16}
+    assert max(samples["meshctl_peer_rtt_seconds", peer] for peer in loss) == 0.999
 
 
 async def test_removed_peer_leaves_no_reading_behind(node: Node) -> None:

@@ -334,3 +334,19 @@ async def test_files_and_snapshot_of_etcd_hold_nothing_in_clear(tmp_path: Path, 
     for secret in (*(text.encode() for text in texts), *packed):
         for form in forms(secret):
             assert form not in dump, secret
+
+
+def test_record_of_a_later_release_is_read_and_a_broken_one_is_named() -> None:
+    stone = Tombstone(Identity.generate().id, "gpu-a1", IPv4Address("10.77.0.9"), Why.LEFT, 2.0)
+    raw = records.encode(stone)
+    assert records.decode(raw[:-1] + b',"colour":"green"}', Tombstone) == stone
+    for broken in (
+        b"",
+        b"{}",
+        b"\xff",
+        raw[:-1],
+        raw.replace(b"10.77.0.9", b"10.77.0.999"),
+        raw.replace(b'"left"', b"7"),
+    ):
+        with pytest.raises(ProtocolError, match="a stored Tombstone cannot be read"):
+            records.decode(broken, Tombstone)

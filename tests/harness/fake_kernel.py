@@ -51,6 +51,7 @@ class Link:
     routes: set[Route] = field(default_factory=set)
     peers: dict[PublicKey, Peer] = field(default_factory=dict)
     sessions: dict[PublicKey, Session] = field(default_factory=dict)
+    owners: dict[Network, PublicKey] = field(default_factory=dict)  # who was given an allowed IP last
 
 
 class FakeKernel:
@@ -109,10 +110,12 @@ class FakeKernel:
         assert link
         if link.private_key and public(link.private_key) == peer.public_key:
             return
-        for key, other in link.peers.items():
-            if key != peer.public_key and set(other.allowed_ips) & set(peer.allowed_ips):
-                left = tuple(ip for ip in other.allowed_ips if ip not in peer.allowed_ips)
-                link.peers[key] = replace(other, allowed_ips=left)
+        for ip in peer.allowed_ips:
+            robbed = link.peers.get(link.owners.get(ip, peer.public_key))
+            link.owners[ip] = peer.public_key
+            if robbed and robbed.public_key != peer.public_key:
+                left = tuple(other for other in robbed.allowed_ips if other != ip)
+                link.peers[robbed.public_key] = replace(robbed, allowed_ips=left)
         link.peers[peer.public_key] = peer
         before = link.sessions.get(peer.public_key, Session(None, 0.0, 0, 0))
         link.sessions[peer.public_key] = replace(before, endpoint=peer.endpoint or before.endpoint)

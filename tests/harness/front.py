@@ -31,6 +31,10 @@ async def _who(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
         raise
 
 
+async def _echo(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    return request
+
+
 async def _watch(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
     yield b"hello"
     await asyncio.Event().wait()
@@ -52,6 +56,7 @@ _SERVICE = grpc.method_handlers_generic_handler(
     "test",
     {
         "Who": grpc.unary_unary_rpc_method_handler(_who),
+        "Echo": grpc.unary_unary_rpc_method_handler(_echo),
         "Watch": grpc.unary_stream_rpc_method_handler(_watch),
         "Blob": grpc.unary_stream_rpc_method_handler(_blob),
         "Upload": grpc.stream_unary_rpc_method_handler(_upload),
