@@ -1,7 +1,7 @@
 """Joins both ends of each pair: A says it cannot reach B, what does B say of A? (NET-7, MESH-ASY-001)
 
-Keeps who accuses whom, as reports come in; the judgement is mesh/integrity.py's. A node that lies in one direction is caught by
-the other end.
+Keeps who accuses whom, as reports come in; the judgement is mesh/integrity.py's. A node that lies in one direction is
+caught by the other end.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class Asymmetry:
         """Whom `node` cannot reach now."""
         said = self._says.get(node, frozenset())
         says = frozenset(
-            NodeId(f.subject) for f in findings if f.code == integrity.PATH and f.verdict == Verdict.FAILED and f.subject
-        )  # fmt: skip
+            NodeId(f.subject)
+            for f in findings
+            if f.code == integrity.PATH and f.verdict == Verdict.FAILED and f.subject
+        )
         for peer in said - says:
             self._accused[peer].discard(node)
         for peer in says - said:

@@ -6,6 +6,7 @@ import json
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from meshctl.errors import EnvironmentFault, UsageError
 
@@ -53,4 +54,5 @@ def load(directory: Path) -> CoordinatorConfig:
     known = {item.name: item for item in fields(CoordinatorConfig)}
     if unknown := given.keys() - known.keys():
         raise UsageError(f"{path}: unknown setting {min(unknown)!r}", f"known are {', '.join(known)}")
-    return CoordinatorConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return CoordinatorConfig(**values)

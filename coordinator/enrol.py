@@ -54,7 +54,9 @@ class Authority:
 class Enrolment:
     """The membership verbs of one coordinator. `clock` is wall time in unix seconds."""
 
-    def __init__(self, authority: Authority, registry: SealedRegistry, feed: Feed, events: Events, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, authority: Authority, registry: SealedRegistry, feed: Feed, events: Events, clock: Callable[[], float]
+    ) -> None:
         self.authority = authority
         self._registry, self._feed, self._events, self._clock = registry, feed, events, clock
         self._one_at_a_time = asyncio.Lock()  # joins on one token would only lose races against each other
@@ -81,16 +83,29 @@ class Enrolment:
         certificate = self._certify(node, ask.statement.device_key)
         self._events.emit(
             StatementAccepted(
-                actor=f"node:{node}", source=source, node=node, serial_before=0, serial_after=ask.statement.serial,
+                actor=f"node:{node}",
+                source=source,
+                node=node,
+                serial_before=0,
+                serial_after=ask.statement.serial,
                 wireguard=ask.statement.wireguard,
-            )  # fmt: skip
+            )
         )
-        self._events.emit(CertificateIssued(actor=f"node:{node}", source=source, node=node, expires=now + limits.CERTIFICATE_LIFE_S))
+        self._events.emit(
+            CertificateIssued(actor=f"node:{node}", source=source, node=node, expires=now + limits.CERTIFICATE_LIFE_S)
+        )
         await self._events.commit(
             NodeJoined(
-                actor=f"node:{node}", source=source, node=node, name=record.name, address4=record.address4,
-                address6=record.address6, token=ask.token_id, tags=record.tags, resumed=resumed,
-            )  # fmt: skip
+                actor=f"node:{node}",
+                source=source,
+                node=node,
+                name=record.name,
+                address4=record.address4,
+                address6=record.address6,
+                token=ask.token_id,
+                tags=record.tags,
+                resumed=resumed,
+            )
         )
         return Membership(certificate, mesh, member.node, resumed)
 
@@ -99,17 +114,32 @@ class Enrolment:
         name_path = NAMES + self._registry.index_key("name", ask.name)
         lost: set[IPv4Address] = set()
         for _ in range(ROUNDS):
-            token_at, node_at, gone_at, name_at = await self._registry.read(TOKENS + ask.token_id, NODES + node, GONE + node, name_path)
+            token_at, node_at, gone_at, name_at = await self._registry.read(
+                TOKENS + ask.token_id, NODES + node, GONE + node, name_path
+            )
             token = records.decode(token_at.value, Token) if token_at else None
             stone = records.decode(gone_at.value, Tombstone) if gone_at else None
             verdict = admission.decide(
-                request, token, secret_matches=_secret_matches(token, ask.token_secret), member=node_at is not None,
-                name_taken=name_at is not None, tombstone=stone.why if stone else None, now=self._clock(),
-            )  # fmt: skip
+                request,
+                token,
+                secret_matches=_secret_matches(token, ask.token_secret),
+                member=node_at is not None,
+                name_taken=name_at is not None,
+                tombstone=stone.why if stone else None,
+                now=self._clock(),
+            )
             match verdict:
                 case Refused(code, what, hint):
                     await self._events.commit(
-                        JoinRefused(actor=f"node:{node}", source=source, node=node, name=ask.name, token=ask.token_id, code=code, why=what)
+                        JoinRefused(
+                            actor=f"node:{node}",
+                            source=source,
+                            node=node,
+                            name=ask.name,
+                            token=ask.token_id,
+                            code=code,
+                            why=what,
+                        )
                     )
                     raise RefusedError(what, hint)
                 case Admitted(resumed=True):
@@ -119,10 +149,17 @@ class Enrolment:
                     assert token_at is not None
                     address4 = stone.address4 if stone else self._address(node, lost)
                     record = NodeRecord(
-                        id=node, name=ask.name, tags=tags, address4=address4,
-                        address6=addressing.address6(self.authority.mesh.prefix6, node), statement=ask.statement.signed,
-                        candidates=merged(ask.candidates, source), ephemeral=spent.ephemeral, token=spent.id, created_at=self._clock(),
-                    )  # fmt: skip
+                        id=node,
+                        name=ask.name,
+                        tags=tags,
+                        address4=address4,
+                        address6=addressing.address6(self.authority.mesh.prefix6, node),
+                        statement=ask.statement.signed,
+                        candidates=merged(ask.candidates, source),
+                        ephemeral=spent.ephemeral,
+                        token=spent.id,
+                        created_at=self._clock(),
+                    )
                     ops: list[Op] = [
                         Put(token_at.path, records.encode(spent), token_at.generation),
                         Put(NODES + node, records.encode(record), 0),
@@ -135,12 +172,18 @@ class Enrolment:
                     if isinstance(done, Committed):
                         self._events.emit(
                             TokenUsed(
-                                actor=f"node:{node}", source=source, token=spent.id, node=node,
-                                uses_before=spent.uses + 1, uses_after=spent.uses,
-                            )  # fmt: skip
+                                actor=f"node:{node}",
+                                source=source,
+                                token=spent.id,
+                                node=node,
+                                uses_before=spent.uses + 1,
+                                uses_after=spent.uses,
+                            )
                         )
                         return record, done.revision, False
-                    if done.path == self._address_path(address4):  # a replica was faster and our watch has not told us yet
+                    if done.path == self._address_path(
+                        address4
+                    ):  # a replica was faster and our watch has not told us yet
                         lost.add(address4)
         raise ConflictError("too many nodes joined in the same moment", "try again")
 
@@ -148,7 +191,9 @@ class Enrolment:
         """The node was admitted before and its device key is proven anew: same place, same name, same statement."""
         record = records.decode(at.value, NodeRecord)
         if Statement(record.statement).body != ask.statement.body:
-            raise RefusedError(f"node {record.name} is registered with other keys", "mesh-coordinator nodes rm it, then join again")
+            raise RefusedError(
+                f"node {record.name} is registered with other keys", "mesh-coordinator nodes rm it, then join again"
+            )
         return record, at.revision, True
 
     def _address(self, node: NodeId, lost: set[IPv4Address]) -> IPv4Address:
@@ -159,7 +204,9 @@ class Enrolment:
     def _address_path(self, address: IPv4Address) -> str:
         return ADDRESSES + self._registry.index_key("address", str(address))
 
-    async def renew(self, nonce: bytes, claim: Statement, last: bytes, body: bytes, signature: bytes, source: Address) -> bytes:
+    async def renew(
+        self, nonce: bytes, claim: Statement, last: bytes, body: bytes, signature: bytes, source: Address
+    ) -> bytes:
         """A fresh certificate (DER) for a member's device key; its last one may have expired, within the window.
 
         Raises RefusedError when the node is no member any more, TrustError when the proof does not hold.
@@ -171,22 +218,34 @@ class Enrolment:
         stone, member = self._feed.gone.get(node), self._feed.members.get(node)
         if member is None:
             why = stone.why if stone else "never registered"
-            raise RefusedError(f"this node is no member any more ({why})", "meshctl leave --force, then join with a new token")
+            raise RefusedError(
+                f"this node is no member any more ({why})", "meshctl leave --force, then join with a new token"
+            )
         late = self._lateness(last, now=now)
         if late > limits.RENEWAL_WINDOW_S:
-            raise RefusedError(f"this node's certificate ended {late / 86400:.0f} days ago", "mesh-coordinator nodes rm it, then join again")
+            raise RefusedError(
+                f"this node's certificate ended {late / 86400:.0f} days ago",
+                "mesh-coordinator nodes rm it, then join again",
+            )
         await self._events.commit(
-            CertificateRenewed(actor=f"node:{node}", source=source, node=node, expires=now + limits.CERTIFICATE_LIFE_S, late=late > 0)
+            CertificateRenewed(
+                actor=f"node:{node}", source=source, node=node, expires=now + limits.CERTIFICATE_LIFE_S, late=late > 0
+            )
         )
         return self._certify(node, claim.device_key)
 
     def _lateness(self, certificate: bytes, *, now: float) -> float:
-        """Seconds since a certificate of our own CA ended; negative while it runs. Its dates are all that counts here."""
+        """Seconds since a certificate of our CA ended, negative while it runs: only its dates count here."""
         try:
-            leaf, ca = x509.load_der_x509_certificate(certificate), x509.load_der_x509_certificate(self.authority.mesh.ca)
+            leaf, ca = (
+                x509.load_der_x509_certificate(certificate),
+                x509.load_der_x509_certificate(self.authority.mesh.ca),
+            )
             leaf.verify_directly_issued_by(ca)
         except (ValueError, TypeError, InvalidSignature) as error:
-            raise TrustError("the last certificate is not one of this mesh", "meshctl leave --force, then join again") from error
+            raise TrustError(
+                "the last certificate is not one of this mesh", "meshctl leave --force, then join again"
+            ) from error
         return now - leaf.not_valid_after_utc.timestamp()
 
     def _certify(self, node: NodeId, device_key: bytes) -> bytes:

@@ -1,14 +1,15 @@
 """One watch on the registry, one shared log for all streams (NET-2, NET-4, OPS-2).
 
-The feed is this coordinator's whole picture: who is a member, who is gone, which tokens and policy there are. It is rebuilt
-from the registry after a start or a compaction and moves forward only by what the watch says. It writes nothing.
+The feed is this coordinator's whole picture: who is a member, who is gone, which tokens and policy there are. It is
+rebuilt from the registry after a start or a compaction and moves forward only by what the watch says. It writes
+nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
@@ -40,9 +41,12 @@ class _Digests:
 
 
 class Feed:
-    """`await feed.load()` once, then `await feed.run()` for ever; sessions wait on `changed(after)`."""
+    """`await feed.load()` once, then `await feed.run()` for ever; sessions wait on `changed(after)`.
 
-    def __init__(self, registry: Registry, on_gone: Callable[[NodeId], None]) -> None:
+    `on_gone` are told of each node that stops being a member, and may grow until `run`.
+    """
+
+    def __init__(self, registry: Registry, on_gone: Sequence[Callable[[NodeId], object]] = ()) -> None:
         self.journal = Journal()
         self.members: dict[NodeId, Member] = {}
         self.gone: dict[NodeId, Tombstone] = {}
@@ -116,7 +120,8 @@ class Feed:
                 del self.by_name[member.node.name]
         self._record(revision, node, None)
         if member:
-            self._on_gone(node)
+            for act in self._on_gone:
+                act(node)
 
     def _record(self, revision: int, node: NodeId, chunk: bytes | None) -> None:
         self.journal.record(revision, node, chunk)

@@ -26,14 +26,22 @@ NONCE_KEY = SECRETS + "nonce"
 ROUNDS = 16  # lost races against other coordinators that start at the same time
 
 
-async def found(registry: SealedRegistry, name: str, prefix4: IPv4Network, advertise: Sequence[str], *, now: float) -> MeshInfo:
+async def found(
+    registry: SealedRegistry, name: str, prefix4: IPv4Network, advertise: Sequence[str], *, now: float
+) -> MeshInfo:
     """A new mesh called `name`. Raises RefusedError when the registry holds one already."""
     mesh_id = base64.b32encode(secrets.token_bytes(10)).decode().lower()[: limits.MESH_ID_CHARS]
     ca_key, ca = pki.make_ca(mesh_id)
     mesh = MeshInfo(
-        id=mesh_id, name=name, prefix4=prefix4, prefix6=addressing.prefix6(secrets.token_bytes(16)), coordinators=tuple(advertise),
-        ca=ca, incarnation=secrets.token_hex(8), policy="allow-all",
-    )  # fmt: skip
+        id=mesh_id,
+        name=name,
+        prefix4=prefix4,
+        prefix6=addressing.prefix6(secrets.token_bytes(16)),
+        coordinators=tuple(advertise),
+        ca=ca,
+        incarnation=secrets.token_hex(8),
+        policy="allow-all",
+    )
     done = await registry.commit(
         Put(MESH, records.encode(MeshRecord(mesh, now)), 0),
         Put(CA_KEY, pki.key_der(ca_key), 0),

@@ -46,7 +46,11 @@ class CoordinatorHealth:
         for name, what, value in (
             ("nodes", "Members of the mesh", len(self._feed.members)),
             ("nodes_connected", "Members with a live session here", len(connected)),
-            ("nodes_converged", "Connected members that applied the current revision", sum(p.applied >= revision for p in connected)),
+            (
+                "nodes_converged",
+                "Connected members that applied the current revision",
+                sum(p.applied >= revision for p in connected),
+            ),
             ("revision", "Revision of the map", revision),
             ("following", "1 while the registry's watch stands", int(self._feed.following)),
         ):
@@ -63,7 +67,9 @@ class CoordinatorHealth:
             yield family
 
 
-async def serve_health(stack: contextlib.AsyncExitStack, listen: str, feed: Feed, presence: PresenceTable, front: Front) -> None:
+async def serve_health(
+    stack: contextlib.AsyncExitStack, listen: str, feed: Feed, presence: PresenceTable, front: Front
+) -> None:
     """Until the stack unwinds; nothing when `listen` is empty. Raises EnvironmentFault."""
     if not listen:
         return

@@ -1,7 +1,7 @@
 """Who goes, and what changes about those who stay: revoke, remove, leave, endpoints, tokens (ACC-5, NET-1, OPS-4).
 
-Each act is one transaction with compares and is on disk as an event before it is confirmed. A tombstone keeps the address
-of a node that is gone, and tells a revoked one from one that may come back.
+Each act is one transaction with compares and is on disk as an event before it is confirmed. A tombstone keeps the
+address of a node that is gone, and tells a revoked one from one that may come back.
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ from meshctl.mesh.token import JoinToken
 
 ROUNDS = 16
 _EVENT: dict[Why, type[NodeRevoked] | type[NodeRemoved] | type[NodeLeft]] = {
-    Why.REVOKED: NodeRevoked, Why.REMOVED: NodeRemoved, Why.LEFT: NodeLeft,
-}  # fmt: skip
+    Why.REVOKED: NodeRevoked,
+    Why.REMOVED: NodeRemoved,
+    Why.LEFT: NodeLeft,
+}
 
 
 class Members:
     """The verbs of operators, and of nodes about themselves. `clock` is wall time in unix seconds."""
 
-    def __init__(self, mesh: MeshInfo, registry: SealedRegistry, feed: Feed, events: Events, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, mesh: MeshInfo, registry: SealedRegistry, feed: Feed, events: Events, clock: Callable[[], float]
+    ) -> None:
         self.mesh = mesh
         self._registry, self._feed, self._events, self._clock = registry, feed, events, clock
 
@@ -48,7 +52,9 @@ class Members:
                 raise RefusedError(f"node {name} was {stone.why} already", "mesh-coordinator nodes list")
         raise RefusedError(f"this mesh has no node {name!r}", "mesh-coordinator nodes list")
 
-    async def depart(self, name: str, why: Why, reason: str, actor: str, source: Address | None = None) -> tuple[NodeId, int]:
+    async def depart(
+        self, name: str, why: Why, reason: str, actor: str, source: Address | None = None
+    ) -> tuple[NodeId, int]:
         """Take a node out for `why` (revoked, removed, left) -> (id, revision). Peers hear of it by the map."""
         for _ in range(ROUNDS):
             member = self.find(name)
@@ -59,7 +65,10 @@ class Members:
                 await self._feed.load()
                 continue
             stone = Tombstone(node.id, node.name, node.address4, why, self._clock(), reason)
-            ops: list[Op] = [Delete(at.path, at.generation), Put(GONE + node.id, records.encode(stone), gone_at.generation if gone_at else 0)]
+            ops: list[Op] = [
+                Delete(at.path, at.generation),
+                Put(GONE + node.id, records.encode(stone), gone_at.generation if gone_at else 0),
+            ]
             if name_at and name_at.value == node.id.encode():
                 ops.append(Delete(name_path, name_at.generation))
             done = await self._registry.commit(*ops)
@@ -79,13 +88,17 @@ class Members:
         (at,) = await self._registry.read(NODES + node)
         if at is not None:
             record = replace(records.decode(at.value, NodeRecord), candidates=wanted)
-            await self._registry.commit(Put(at.path, records.encode(record), at.generation))  # a lost race: the node tells again
+            await self._registry.commit(
+                Put(at.path, records.encode(record), at.generation)
+            )  # a lost race: the node tells again
 
     async def sweep(self) -> int:
         """Remove tombstones past their time, and with them what they kept from being reused."""
         now = self._clock()
         swept = 0
-        for stone in [s for s in self._feed.gone.values() if now - s.at > limits.TOMBSTONE_LIFE_S and s.why is not Why.REVOKED]:
+        for stone in [
+            s for s in self._feed.gone.values() if now - s.at > limits.TOMBSTONE_LIFE_S and s.why is not Why.REVOKED
+        ]:
             address_path = ADDRESSES + self._registry.index_key("address", str(stone.address4))
             gone_at, address_at = await self._registry.read(GONE + stone.id, address_path)
             ops = [Delete(r.path, r.generation) for r in (gone_at, address_at) if r]
@@ -94,7 +107,9 @@ class Members:
         return swept
 
     # ---- tokens ----------------------------------------------------------------------------------------------------
-    async def create_token(self, life_s: float, uses: int, tags: tuple[str, ...], ephemeral: bool, note: str, actor: str) -> JoinToken:
+    async def create_token(
+        self, life_s: float, uses: int, tags: tuple[str, ...], ephemeral: bool, note: str, actor: str
+    ) -> JoinToken:
         """A new token; its secret exists in the answer and nowhere else."""
         if not 0 < life_s <= 366 * 86400 or not 0 < uses <= 100_000:
             raise UsageError("a token lives up to a year and admits 1 to 100000 nodes", "--expires 1h --uses 1")

@@ -1,7 +1,8 @@
-"""Nonces that any coordinator of the mesh can check and none has to remember: time and randomness under a shared key (ACC-3).
+"""Nonces that any coordinator of the mesh can check and none has to remember: time and randomness under a shared key
+(ACC-3).
 
-A replay within the minute gains nothing: the transaction that consumes the token decides, and the answer goes to who holds the
-device key. Must not be used for anything that has to happen once.
+A replay within the minute gains nothing: the transaction that consumes the token decides, and the answer goes to who
+holds the device key. Must not be used for anything that has to happen once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Starts a coordinator and keeps it running: registry, feed, services, front, health (OPS-2, MON-6). Holds no state itself."""
+"""Starts a coordinator and keeps it running: registry, feed, services, front, health (OPS-2, MON-6). Holds no state
+itself.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -16,7 +19,7 @@ from coordinator import founding, upkeep
 from coordinator.asymmetry import Asymmetry
 from coordinator.config import CoordinatorConfig
 from coordinator.embedded import EmbeddedEtcd
-from coordinator.enrol import Enrolment
+from coordinator.enrol import Authority, Enrolment
 from coordinator.etcd import EtcdAddress, EtcdRegistry
 from coordinator.feed import Feed
 from coordinator.front import Front, grpc_server_options
@@ -46,7 +49,9 @@ def kek_provider(directory: Path, config: CoordinatorConfig) -> Kek:
         try:
             return PassphraseKek(path.read_text().strip())
         except OSError as error:
-            raise EnvironmentFault(f"cannot read the passphrase from {path}: {error.strerror}", "--kek-file FILE") from error
+            raise EnvironmentFault(
+                f"cannot read the passphrase from {path}: {error.strerror}", "--kek-file FILE"
+            ) from error
     return FileKek(path)
 
 
@@ -58,9 +63,8 @@ async def open_registry(
     async with contextlib.AsyncExitStack() as stack:
         child: EmbeddedEtcd | None = None
         if config.etcd:
-            address = EtcdAddress(
-                tuple(url.removeprefix("https://") for url in config.etcd), *map(Path, (config.etcd_ca, config.etcd_cert, config.etcd_key))
-            )
+            endpoints = tuple(url.removeprefix("https://") for url in config.etcd)
+            address = EtcdAddress(endpoints, Path(config.etcd_ca), Path(config.etcd_cert), Path(config.etcd_key))
         else:
             child = EmbeddedEtcd(directory / "etcd", say)
             address = await child.start()
@@ -86,74 +90,97 @@ def split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-async def serve(directory: Path, config: CoordinatorConfig, events: Events, say: Callable[[str], None], advertise: Sequence[str] = ()) -> None:
+async def serve(
+    directory: Path,
+    config: CoordinatorConfig,
+    events: Events,
+    say: Callable[[str], None],
+    advertise: Sequence[str] = (),
+) -> None:
     """Until SIGTERM or SIGINT. `say` hears what people should know. Raises MeshError when it cannot start."""
     async with contextlib.AsyncExitStack() as stack:
         registry, child = await stack.enter_async_context(open_registry(directory, config, say))
         sealed = SealedRegistry(registry, await Keyring.open(registry, kek_provider(directory, config)))
         await founding.advertise(sealed, advertise)
         authority = await founding.authority(sealed)
-        mesh = authority.mesh
         presence = PresenceTable()
-        gone: list[Callable[[NodeId], None]] = [presence.forget]
-        feed = Feed(sealed, lambda node: [act(node) for act in gone] and None)
+        gone: list[Callable[[NodeId], object]] = [presence.forget]
+        feed = Feed(sealed, gone)
         await feed.load()
-        enrolment = Enrolment(authority, sealed, feed, events, time.time)
-        members = Members(mesh, sealed, feed, events, time.time)
+        members = Members(authority.mesh, sealed, feed, events, time.time)
         asymmetry = Asymmetry(feed, presence)
         gone.append(asymmetry.forget)
-
-        async def etcd_words() -> str:
-            return (await sealed.health()).words
-
         sockets = run_directory(directory)
-        backend = await _server(sockets / "backend.sock", stack, behind_front=True)
-        rpc.add_EnrolmentServicer_to_server(EnrolmentService(enrolment), backend)
-        backend.add_generic_rpc_handlers((MeshService(mesh, feed, presence, members, events, asymmetry).handlers(),))
-        checks = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checks, backend)
-        operators = await _server(sockets / "operator.sock", stack, behind_front=False)
-        rpc.add_OperatorServicer_to_server(OperatorService(mesh, feed, presence, members, etcd_words, asymmetry), operators)
-        await backend.start()
-        await operators.start()
 
-        key, certificate = pki.issue_coordinator(authority.ca_key, mesh.ca)
-        front = Front(
-            Credentials(mesh.ca, certificate, key), mesh.id, sockets / "backend.sock",
-            admit=lambda uri, _: pki.node_of(uri, mesh.id) not in feed.gone, clock=time.time,
-        )  # fmt: skip
-        gone.append(lambda node: front.cut(pki.spiffe_id(mesh.id, node)) and None)
+        checks = await _services(stack, sockets, authority, sealed, feed, presence, members, asymmetry, events)
+        front = _front(authority, feed, sockets)
+        gone.append(lambda node: front.cut(pki.spiffe_id(authority.mesh.id, node)))
         await front.start([split(address) for address in config.listen])
         stack.push_async_callback(front.stop)
         await serve_health(stack, config.health_listen, feed, presence, front)
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
-        await events.commit(CoordinatorStarted(actor="coordinator", release=__version__, incarnation=mesh.incarnation))
-        events.emit(PolicyAllowAll(actor="coordinator"))
-        stop = _stop_signal()
-        say(f"serving mesh {mesh.name} on {', '.join(config.listen)}")
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(feed.run()), group.create_task(upkeep.run(members, feed, presence)),
-                         group.create_task(upkeep.ask_registry(feed, sealed))]  # fmt: skip
-                tasks += [group.create_task(child.watchdog())] if child else []
-                await stop.wait()
-                for task in tasks:
-                    task.cancel()
-        finally:
-            await events.commit(CoordinatorStopped(actor="coordinator", why="asked to"))
+        await events.commit(CoordinatorStarted(release=__version__, incarnation=authority.mesh.incarnation))
+        if authority.mesh.policy == "allow-all":
+            events.emit(PolicyAllowAll())
+        say(f"serving mesh {authority.mesh.name} on {', '.join(config.listen)}")
+        loops = [feed.run(), upkeep.run(members, feed, presence), upkeep.ask_registry(feed, sealed)]
+        await _until_stopped([*loops, child.watchdog()] if child else loops)
+        await events.commit(CoordinatorStopped(why="asked to"))
 
 
-async def _server(path: Path, stack: contextlib.AsyncExitStack, *, behind_front: bool) -> grpc.aio.Server:
-    path.unlink(missing_ok=True)
-    options = [*grpc_server_options(), ("grpc.max_receive_message_length", limits.UP_MESSAGE_BYTES)]
-    server = grpc.aio.server(options=options if behind_front else [])
-    server.add_insecure_port(f"unix:{path}")
-    stack.push_async_callback(server.stop, STOP_GRACE_S)
-    return server
+async def _services(
+    stack: contextlib.AsyncExitStack,
+    sockets: Path,
+    authority: Authority,
+    sealed: SealedRegistry,
+    feed: Feed,
+    presence: PresenceTable,
+    members: Members,
+    asymmetry: Asymmetry,
+    events: Events,
+) -> Any:
+    """Both gRPC servers, listening on their sockets -> the grpc.health.v1 servicer, to be told when we serve."""
+    mesh = authority.mesh
+    enrolment = Enrolment(authority, sealed, feed, events, time.time)
+    backend = await _server(sockets / "backend.sock", stack, grpc_server_options())
+    rpc.add_EnrolmentServicer_to_server(EnrolmentService(enrolment), backend)
+    backend.add_generic_rpc_handlers((MeshService(mesh, feed, presence, members, events, asymmetry).handlers(),))
+    checks: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    health_pb2_grpc.add_HealthServicer_to_server(checks, backend)
+    operators = await _server(sockets / "operator.sock", stack, [])
+    rpc.add_OperatorServicer_to_server(OperatorService(mesh, feed, presence, members, sealed, asymmetry), operators)
+    await backend.start()
+    await operators.start()
+    return checks
 
 
-def _stop_signal() -> asyncio.Event:
+def _front(authority: Authority, feed: Feed, sockets: Path) -> Front:
+    key, certificate = pki.issue_coordinator(authority.ca_key, authority.mesh.ca)
+    mesh = authority.mesh
+    return Front(
+        Credentials(mesh.ca, certificate, key),
+        mesh.id,
+        sockets / "backend.sock",
+        admit=lambda uri, _: pki.node_of(uri, mesh.id) not in feed.gone,
+        clock=time.time,
+    )
+
+
+async def _until_stopped(loops: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run `loops` until SIGTERM or SIGINT, or until one of them fails: its error is raised."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(loop) for loop in loops]
+        await stop.wait()
+        for task in tasks:
+            task.cancel()
+
+
+async def _server(path: Path, stack: contextlib.AsyncExitStack, options: list[tuple[str, int]]) -> grpc.aio.Server:
+    path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, at the start
+    server = grpc.aio.server(options=[*options, ("grpc.max_receive_message_length", limits.UP_MESSAGE_BYTES)])
+    server.add_insecure_port(f"unix:{path}")
+    stack.push_async_callback(server.stop, STOP_GRACE_S)
+    return server

@@ -63,13 +63,13 @@ def server_context(credentials: Credentials) -> ssl.SSLContext:
     _restrict(context)
     try:
         context.load_verify_locations(cadata=credentials.ca)
-        _load_leaf(context, credentials)
+        load_leaf(context, credentials)
     except ssl.SSLError as error:
         raise TrustError(f"the coordinator's TLS credentials do not fit together: {error.reason}") from error
     return context
 
 
-def _load_leaf(context: ssl.SSLContext, credentials: Credentials) -> None:
+def load_leaf(context: ssl.SSLContext, credentials: Credentials) -> None:
     """Python's ssl reads a key from a path only; an anonymous memory file keeps it off every disk."""
     memory = os.memfd_create("leaf")
     try:

@@ -40,8 +40,10 @@ class AgentConfig:
         return self.state_dir / "agent.sock"
 
 
-def load(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None, file: Path | None = None) -> AgentConfig:
-    """Flags win over environment, environment over file, file over defaults. Raises UsageError naming the bad setting."""
+def load(
+    flags: Mapping[str, Any], environment: Mapping[str, str] | None = None, file: Path | None = None
+) -> AgentConfig:
+    """Flags win over environment, that over the file, the file over defaults. Raises UsageError."""
     environment = os.environ if environment is None else environment
     path = file or Path(environment.get("MESHCTL_CONFIG", DEFAULT_FILE))
     given: dict[str, Any] = {}
@@ -76,11 +78,15 @@ def _typed(name: str, value: Any) -> Any:
 def _checked(given: dict[str, Any]) -> AgentConfig:
     config = replace(AgentConfig(), **given)
     if not 0 < len(config.interface) <= 15 or not config.interface.isprintable() or "/" in config.interface:
-        raise UsageError(f"{config.interface!r} is not an interface name", "use at most 15 characters, for example mesh0")
+        raise UsageError(
+            f"{config.interface!r} is not an interface name", "use at most 15 characters, for example mesh0"
+        )
     if not 0 < config.listen_port < 65536:
         raise UsageError(f"{config.listen_port} is not a UDP port", "--listen-port 51820")
     if config.health_listen and not config.health_listen.rpartition(":")[2].isdigit():
-        raise UsageError(f"{config.health_listen!r} is not ADDRESS:PORT", "--health-listen 127.0.0.1:9586, or empty for none")
+        raise UsageError(
+            f"{config.health_listen!r} is not ADDRESS:PORT", "--health-listen 127.0.0.1:9586, or empty for none"
+        )
     if config.device not in {"auto", "kernel", "userspace"}:
         raise UsageError(f"unknown device kind {config.device!r}", "use kernel, userspace or auto")
     return config

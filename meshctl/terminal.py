@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import msgspec
@@ -42,18 +42,35 @@ class Group(click.Group):
             sys.exit(error.exit_code)
         except MeshError as error:
             fail(error)
+        except BaseExceptionGroup as group:  # a loop of a long-running verb failed
+            matched, rest = group.split(MeshError)
+            if matched is None or rest is not None:
+                _bug(group)
+            fail(_first(matched))
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except Exception as error:
-            if os.environ.get("MESHCTL_DEBUG"):
-                raise
-            click.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
-            click.echo("  hint: this is a fault of the program; run again with MESHCTL_DEBUG=1 and report what it prints", err=True)
-            sys.exit(1)
+            _bug(error)
 
 
-def fail(error: MeshError) -> None:
+def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, MeshError)
+    return error
+
+
+def _bug(error: BaseException) -> NoReturn:
+    if os.environ.get("MESHCTL_DEBUG"):
+        raise error
+    click.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
+    click.echo("  hint: a fault of this program; run again with MESHCTL_DEBUG=1 and report what it prints", err=True)
+    sys.exit(1)
+
+
+def fail(error: MeshError) -> NoReturn:
     """Say what happened and what to do, and leave with the error's code."""
     click.echo(f"error: {error.what}", err=True)
     if error.hint:
@@ -61,7 +78,7 @@ def fail(error: MeshError) -> None:
     sys.exit(error.exit_code)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]
     """30s, 15m, 12h, 7d -> seconds."""
 
     name = "duration"

@@ -15,9 +15,13 @@ from meshctl.wire.v1 import mesh_pb2_grpc as rpc
 
 TIMEOUT_S = 15.0
 DATA_DIR = click.option(
-    "--data-dir", type=click.Path(file_okay=False, path_type=Path), default=DEFAULT_DIRECTORY, show_default=True,
-    envvar="MESH_COORDINATOR_DATA_DIR", help="Settings, key file and etcd data of this coordinator.",
-)  # fmt: skip
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=DEFAULT_DIRECTORY,
+    show_default=True,
+    envvar="MESH_COORDINATOR_DATA_DIR",
+    help="Settings, key file and etcd data of this coordinator.",
+)
 
 
 def directory(data_dir: Path) -> Path:

@@ -24,15 +24,35 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--name", default="mesh", show_default=True, help="What people call this mesh.")
-@click.option("--advertise", multiple=True, required=True, metavar="HOST:PORT", help="Where nodes reach this coordinator; repeatable.")
+@click.option(
+    "--advertise",
+    multiple=True,
+    required=True,
+    metavar="HOST:PORT",
+    help="Where nodes reach this coordinator; repeatable.",
+)
 @click.option("--prefix4", metavar="PREFIX", help="IPv4 prefix of the mesh; by default a free /16 of 10.0.0.0/8.")
-@click.option("--listen", multiple=True, metavar="HOST:PORT", help=f"Where to listen; by default all addresses, port {DEFAULT_PORT}.")
+@click.option(
+    "--listen",
+    multiple=True,
+    metavar="HOST:PORT",
+    help=f"Where to listen; by default all addresses, port {DEFAULT_PORT}.",
+)
 @click.option("--etcd", metavar="URL,...", help="An etcd cluster; by default an etcd of our own, as a child process.")
 @click.option("--etcd-ca", default="", help="CA certificate of that cluster (PEM file).")
 @click.option("--etcd-cert", default="", help="Our client certificate for it (PEM file).")
 @click.option("--etcd-key", default="", help="Its key (PEM file).")
-@click.option("--passphrase-file", type=click.Path(dir_okay=False, path_type=Path), help="Derive the key-encryption key from this passphrase instead of a key file.")
-@click.option("--health-listen", default="127.0.0.1:9587", show_default=True, help="Where /healthz, /readyz and /metrics are served; empty: nowhere.")
+@click.option(
+    "--passphrase-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Derive the key-encryption key from this passphrase instead of a key file.",
+)
+@click.option(
+    "--health-listen",
+    default="127.0.0.1:9587",
+    show_default=True,
+    help="Where /healthz, /readyz and /metrics are served; empty: nowhere.",
+)
 @DATA_DIR
 def init(data_dir: Path, etcd: str | None, passphrase_file: Path | None, **given: object) -> None:
     """Make a new mesh: CA, keys, prefixes, and a policy that says allow-all."""
@@ -44,7 +64,12 @@ def init(data_dir: Path, etcd: str | None, passphrase_file: Path | None, **given
 @cli.command()
 @click.option("--etcd", metavar="URL,...", help="An etcd cluster, instead of what init was told.")
 @click.option("--listen", multiple=True, metavar="HOST:PORT", help="Where to listen, instead of what init was told.")
-@click.option("--advertise", multiple=True, metavar="HOST:PORT", help="A further address under which nodes reach this coordinator.")
+@click.option(
+    "--advertise",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="A further address under which nodes reach this coordinator.",
+)
 @DATA_DIR
 def serve(data_dir: Path, etcd: str | None, listen: tuple[str, ...], advertise: tuple[str, ...]) -> None:
     """Run the coordinator, in the foreground."""
@@ -64,7 +89,10 @@ def status(data_dir: Path, as_json: bool) -> None:
         return
     mesh = state.mesh
     click.echo(f"mesh {mesh.name} ({mesh.id})   {mesh.prefix4}  {mesh.prefix6}   release {state.release}")
-    click.echo(f"revision {state.revision}   nodes {state.nodes}   connected {state.connected}   at this revision {state.converged}")
+    click.echo(
+        f"revision {state.revision}   nodes {state.nodes}   connected {state.connected}   "
+        f"at this revision {state.converged}"
+    )
     click.echo(f"coordinators {', '.join(mesh.coordinators)}   etcd {state.etcd}")
     if mesh.policy == "allow-all":
         click.echo("! policy: allow-all")

@@ -45,7 +45,10 @@ def list_(data_dir: Path, as_json: bool) -> None:
         return
     now = time.time()
     ordered = sorted(found, key=lambda s: int(s.node.address4))
-    terminal.table(("NODE", "ADDRESS", "LINK", "REVISION", "KERNEL", "HEALTH", "TAGS", "ID"), [_row(s, revision, now=now) for s in ordered])
+    terminal.table(
+        ("NODE", "ADDRESS", "LINK", "REVISION", "KERNEL", "HEALTH", "TAGS", "ID"),
+        [_row(s, revision, now=now) for s in ordered],
+    )
     names = {s.node.id: s.node.name for s in found}
     for state in ordered:
         for row in state.findings:
@@ -68,25 +71,43 @@ def show(data_dir: Path, name: str, as_json: bool) -> None:
         return
     node = state.node
     for key, value in (
-        ("name", node.name), ("id", node.id), ("addresses", f"{node.address4}  {node.address6}"), ("tags", ", ".join(node.tags) or "-"),
-        ("WireGuard key", node.statement.wireguard), ("serial", node.statement.serial), ("joined at revision", node.joined),
+        ("name", node.name),
+        ("id", node.id),
+        ("addresses", f"{node.address4}  {node.address6}"),
+        ("tags", ", ".join(node.tags) or "-"),
+        ("WireGuard key", node.statement.wireguard),
+        ("serial", node.statement.serial),
+        ("joined at revision", node.joined),
         ("endpoints", ", ".join(f"{c.endpoint} ({c.origin})" for c in node.candidates) or "-"),
         ("connected", f"{'yes' if state.connected else 'no'}, from {state.seen_address or '-'}"),
-        ("applied", f"{state.applied} of {revision}"), ("kernel digest", "as expected" if state.digest_ok else "not as expected"),
-        ("health", state.verdict), ("ephemeral", "yes" if state.ephemeral else "no"),
-    ):  # fmt: skip
+        ("applied", f"{state.applied} of {revision}"),
+        ("kernel digest", "as expected" if state.digest_ok else "not as expected"),
+        ("health", state.verdict),
+        ("ephemeral", "yes" if state.ephemeral else "no"),
+    ):
         click.echo(f"{key:>20}  {value}")
 
 
 def _plain(state: NodeState) -> dict[str, object]:
     node = state.node
     return {
-        "id": node.id, "name": node.name, "address4": str(node.address4), "address6": str(node.address6), "tags": node.tags,
-        "wireguard_key": str(node.statement.wireguard), "serial": node.statement.serial, "joined": node.joined,
+        "id": node.id,
+        "name": node.name,
+        "address4": str(node.address4),
+        "address6": str(node.address6),
+        "tags": node.tags,
+        "wireguard_key": str(node.statement.wireguard),
+        "serial": node.statement.serial,
+        "joined": node.joined,
         "endpoints": [{"endpoint": str(c.endpoint), "origin": str(c.origin)} for c in node.candidates],
-        "connected": state.connected, "since": state.since, "applied": state.applied, "digest_ok": state.digest_ok,
-        "verdict": state.verdict, "ephemeral": state.ephemeral, "findings": state.findings,
-    }  # fmt: skip
+        "connected": state.connected,
+        "since": state.since,
+        "applied": state.applied,
+        "digest_ok": state.digest_ok,
+        "verdict": state.verdict,
+        "ephemeral": state.ephemeral,
+        "findings": state.findings,
+    }
 
 
 def _wait(data_dir: Path, revision: int, timeout_s: float, what: str) -> None:
@@ -97,8 +118,12 @@ def _wait(data_dir: Path, revision: int, timeout_s: float, what: str) -> None:
         raise click.exceptions.Exit(EXIT_STRAGGLERS)
 
 
-WAIT = click.option("--wait", is_flag=True, help="Return when every connected node has applied it; name those that have not (exit 11).")
-TIMEOUT = click.option("--timeout", type=terminal.Duration(), default="30s", show_default=True, help="How long --wait waits.")
+WAIT = click.option(
+    "--wait", is_flag=True, help="Return when every connected node has applied it; name those that have not (exit 11)."
+)
+TIMEOUT = click.option(
+    "--timeout", type=terminal.Duration(), default="30s", show_default=True, help="How long --wait waits."
+)
 REASON = click.option("--reason", default="", help="Kept in the registry and in the event log.")
 
 

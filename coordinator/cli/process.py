@@ -28,8 +28,14 @@ from meshctl.mesh.model import MeshInfo, Network, check_name
 def _host_routes() -> list[Network]:
     """What this machine routes, so that the mesh takes none of it. Without `ip` there is nothing to compare with."""
     try:
-        shown = subprocess.run(["ip", "-j", "route", "show", "table", "all"], capture_output=True, check=True, timeout=10).stdout
-        found = [route.get("dst", "") for route in json.loads(shown or b"[]") if route.get("type") not in ("local", "broadcast", "multicast")]
+        shown = subprocess.run(
+            ["ip", "-j", "route", "show", "table", "all"], capture_output=True, check=True, timeout=10
+        ).stdout
+        found = [
+            route.get("dst", "")
+            for route in json.loads(shown or b"[]")
+            if route.get("type") not in ("local", "broadcast", "multicast")
+        ]
         return [ip_network(dst) for dst in found if dst and dst != "default"]
     except (OSError, subprocess.SubprocessError, ValueError):
         return []
@@ -40,13 +46,25 @@ def _prepare(data_dir: Path) -> None:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         data_dir.chmod(0o700)
     except OSError as error:
-        raise EnvironmentFault(f"cannot use {data_dir}: {error.strerror}", "run as root, or choose --data-dir") from error
+        raise EnvironmentFault(
+            f"cannot use {data_dir}: {error.strerror}", "run as root, or choose --data-dir"
+        ) from error
 
 
 def initialise(
-    data_dir: Path, *, name: str, advertise: tuple[str, ...], prefix4: str | None, listen: tuple[str, ...], etcd: tuple[str, ...],
-    etcd_ca: str, etcd_cert: str, etcd_key: str, passphrase_file: Path | None, health_listen: str,
-) -> None:  # fmt: skip
+    data_dir: Path,
+    *,
+    name: str,
+    advertise: tuple[str, ...],
+    prefix4: str | None,
+    listen: tuple[str, ...],
+    etcd: tuple[str, ...],
+    etcd_ca: str,
+    etcd_cert: str,
+    etcd_key: str,
+    passphrase_file: Path | None,
+    health_listen: str,
+) -> None:
     """Found the mesh and write the settings; when anything fails, nothing stays that would hinder a second try."""
     check_name(name)
     for address in (*advertise, *listen):
@@ -56,11 +74,20 @@ def initialise(
     if (data_dir / "coordinator.toml").exists():
         raise UsageError(f"{data_dir} already holds a mesh", "mesh-coordinator serve, or choose another --data-dir")
     routes = _host_routes()
-    prefix = addressing.check_prefix4(prefix4, routes) if prefix4 else addressing.choose_prefix4(routes, 77 + secrets.randbelow(100))
+    prefix = (
+        addressing.check_prefix4(prefix4, routes)
+        if prefix4
+        else addressing.choose_prefix4(routes, 77 + secrets.randbelow(100))
+    )
     config = CoordinatorConfig(
-        etcd=etcd, etcd_ca=etcd_ca, etcd_cert=etcd_cert, etcd_key=etcd_key, health_listen=health_listen,
-        kek="passphrase" if passphrase_file else "file", kek_file=str(passphrase_file.absolute()) if passphrase_file else "kek",
-    )  # fmt: skip
+        etcd=etcd,
+        etcd_ca=etcd_ca,
+        etcd_cert=etcd_cert,
+        etcd_key=etcd_key,
+        health_listen=health_listen,
+        kek="passphrase" if passphrase_file else "file",
+        kek_file=str(passphrase_file.absolute()) if passphrase_file else "kek",
+    )
     config = replace(config, listen=listen) if listen else config
     _prepare(data_dir)
     made = not passphrase_file and not (data_dir / "kek").exists()
@@ -75,12 +102,16 @@ def initialise(
     (data_dir / "coordinator.toml").write_text(config.text())
     click.echo(f"mesh {mesh.name} ({mesh.id}) is made: {mesh.prefix4}, {mesh.prefix6}")
     if made:
-        click.echo(f"key-encryption key: {data_dir / 'kek'}. Keep a copy elsewhere: without it the registry cannot be read.")
+        click.echo(
+            f"key-encryption key: {data_dir / 'kek'}. Keep a copy elsewhere: without it the registry cannot be read."
+        )
     click.echo("! policy: allow-all (every member reaches every member)")
     click.echo("next: mesh-coordinator serve, then mesh-coordinator token create")
 
 
-async def _found(data_dir: Path, config: CoordinatorConfig, name: str, prefix: IPv4Network, advertise: tuple[str, ...]) -> MeshInfo:
+async def _found(
+    data_dir: Path, config: CoordinatorConfig, name: str, prefix: IPv4Network, advertise: tuple[str, ...]
+) -> MeshInfo:
     async with server.open_registry(data_dir, config, _say) as (registry, _):
         kek = server.kek_provider(data_dir, config)
         try:

@@ -19,8 +19,16 @@ def token() -> None:
 
 
 @token.command()
-@click.option("--expires", type=terminal.Duration(), default="1h", show_default=True, help="How long it can be used: 30m, 12h, 7d.")
-@click.option("--uses", type=click.IntRange(1, 100_000), default=1, show_default=True, help="How many nodes may join with it.")
+@click.option(
+    "--expires",
+    type=terminal.Duration(),
+    default="1h",
+    show_default=True,
+    help="How long it can be used: 30m, 12h, 7d.",
+)
+@click.option(
+    "--uses", type=click.IntRange(1, 100_000), default=1, show_default=True, help="How many nodes may join with it."
+)
 @click.option("--tag", multiple=True, help="Tag that nodes joining with it get; repeatable.")
 @click.option("--ephemeral", is_flag=True, help="Nodes joining with it are removed after 10 minutes offline.")
 @click.option("--note", default="", help="What it is for; shown in the list.")
@@ -30,7 +38,11 @@ def create(data_dir: Path, expires: float, uses: int, tag: tuple[str, ...], ephe
     request = operator.token_request(expires, uses, tuple(check_tag(t) for t in tag), ephemeral, note[:200])
     made = call(directory(data_dir), "TokenCreate", request)
     click.echo(made.text)
-    click.echo(f"token {made.id}: {uses} use{'s' if uses > 1 else ''}, {terminal.age(expires)}. On the new node: meshctl join TOKEN", err=True)
+    click.echo(
+        f"token {made.id}: {uses} use{'s' if uses > 1 else ''}, {terminal.age(expires)}. "
+        "On the new node: meshctl join TOKEN",
+        err=True,
+    )
 
 
 @token.command("list")
@@ -40,14 +52,38 @@ def list_(data_dir: Path, as_json: bool) -> None:
     """All tokens, newest first; never their secrets."""
     found = operator.tokens(call(directory(data_dir), "TokenList", operator.nothing()))
     if as_json:
-        terminal.echo_json([{"id": t.id, "created": t.created, "expires": t.expires, "uses": t.uses, "tags": t.tags,
-                             "ephemeral": t.ephemeral, "revoked": t.revoked, "used_by": t.used_by, "note": t.note} for t in found])  # fmt: skip
+        terminal.echo_json(
+            [
+                {
+                    "id": t.id,
+                    "created": t.created,
+                    "expires": t.expires,
+                    "uses": t.uses,
+                    "tags": t.tags,
+                    "ephemeral": t.ephemeral,
+                    "revoked": t.revoked,
+                    "used_by": t.used_by,
+                    "note": t.note,
+                }
+                for t in found
+            ]
+        )
         return
     now = time.time()
     rows = []
     for t in found:
         state = "revoked" if t.revoked else "expired" if now >= t.expires else "used up" if not t.uses else "open"
-        rows.append((t.id, state, t.uses, len(t.used_by), terminal.when(t.expires, now=now), ",".join(t.tags) or "-", t.note or "-"))
+        rows.append(
+            (
+                t.id,
+                state,
+                t.uses,
+                len(t.used_by),
+                terminal.when(t.expires, now=now),
+                ",".join(t.tags) or "-",
+                t.note or "-",
+            )
+        )
     terminal.table(("TOKEN", "STATE", "USES LEFT", "USED", "EXPIRES", "TAGS", "NOTE"), rows)
 
 

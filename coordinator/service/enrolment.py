@@ -24,14 +24,14 @@ class EnrolmentService(rpc.EnrolmentServicer):  # type: ignore[misc]
         self._enrolment = enrolment
 
     @calls.translated
-    async def Begin(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Begin(self, request: Any, context: Context) -> Any:
         """A nonce to sign, our clock, the mesh's id."""
         calls.caller(context)
         protocol = codec.agree(request)
         return codec.challenge(self._enrolment.nonce(), self._enrolment.authority.mesh.id, protocol, now=time.time())
 
     @calls.translated
-    async def Join(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Join(self, request: Any, context: Context) -> Any:
         """Token and device key for a certificate and an address."""
         who = calls.caller(context)
         _small(request.body)
@@ -39,7 +39,7 @@ class EnrolmentService(rpc.EnrolmentServicer):  # type: ignore[misc]
         return codec.joined_message(await self._enrolment.join(ask, request.body, request.signature, who.address))
 
     @calls.translated
-    async def Renew(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Renew(self, request: Any, context: Context) -> Any:
         """A member's device key for a fresh certificate."""
         who = calls.caller(context)
         _small(request.body)

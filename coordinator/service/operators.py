@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -14,6 +13,7 @@ from coordinator.feed import Feed
 from coordinator.members import Members
 from coordinator.presence import PresenceTable
 from coordinator.records import Why
+from coordinator.registry import Registry
 from coordinator.service import calls
 from meshctl import __version__
 from meshctl.mesh.model import MeshInfo, NodeId
@@ -30,15 +30,20 @@ class OperatorService(rpc.OperatorServicer):  # type: ignore[misc]
     """Tokens, nodes, revocation, status."""
 
     def __init__(
-        self, mesh: MeshInfo, feed: Feed, presence: PresenceTable, members: Members,
-        etcd: Callable[[], Awaitable[str]], asymmetry: Asymmetry,
-    ) -> None:  # fmt: skip
-        self._mesh, self._feed, self._presence, self._members, self._etcd = mesh, feed, presence, members, etcd
+        self,
+        mesh: MeshInfo,
+        feed: Feed,
+        presence: PresenceTable,
+        members: Members,
+        registry: Registry,
+        asymmetry: Asymmetry,
+    ) -> None:
+        self._mesh, self._feed, self._presence, self._members, self._registry = mesh, feed, presence, members, registry
         self._asymmetry = asymmetry
         self._started = time.time()
 
     @calls.translated
-    async def TokenCreate(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def TokenCreate(self, request: Any, context: Context) -> Any:
         """A join token; its text is shown once."""
         made = await self._members.create_token(
             request.life_s, request.uses, tuple(request.tags), request.ephemeral, request.note, ACTOR
@@ -46,35 +51,35 @@ class OperatorService(rpc.OperatorServicer):  # type: ignore[misc]
         return operator.token_created(made.id, made.text())
 
     @calls.translated
-    async def TokenList(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def TokenList(self, request: Any, context: Context) -> Any:
         """All tokens, without secrets."""
         return operator.tokens_message(await self._members.tokens())
 
     @calls.translated
-    async def TokenRevoke(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def TokenRevoke(self, request: Any, context: Context) -> Any:
         """Nobody joins with it any more."""
         await self._members.revoke_token(request.name, ACTOR)
         return operator.done(self._feed.seen, request.name)
 
     @calls.translated
-    async def NodeList(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def NodeList(self, request: Any, context: Context) -> Any:
         """All members and what is known of them."""
         return operator.states_message((self._state(node) for node in self._feed.members), self._feed.revision)
 
     @calls.translated
-    async def NodeRemove(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def NodeRemove(self, request: Any, context: Context) -> Any:
         """Off the registry; may come back with a new token."""
         node, revision = await self._members.depart(request.name, Why.REMOVED, request.reason, ACTOR)
         return operator.done(revision, node)
 
     @calls.translated
-    async def Revoke(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Revoke(self, request: Any, context: Context) -> Any:
         """Out for good."""
         node, revision = await self._members.depart(request.name, Why.REVOKED, request.reason, ACTOR)
         return operator.done(revision, node)
 
     @calls.translated
-    async def Applied(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Applied(self, request: Any, context: Context) -> Any:
         """Wait until every connected node has applied a revision, or until the time is up."""
         begun = time.monotonic()
         timeout = min(max(request.timeout_s, 0.0), 3600.0)
@@ -87,15 +92,21 @@ class OperatorService(rpc.OperatorServicer):  # type: ignore[misc]
         return operator.applied_reply(applied, names, time.monotonic() - begun)
 
     @calls.translated
-    async def Status(self, request: Any, context: Context) -> Any:  # noqa: N802
+    async def Status(self, request: Any, context: Context) -> Any:
         """This coordinator about itself and the mesh."""
         connected = [p for n, p in self._presence.connected() if n in self._feed.members]
         revision = self._feed.revision
         return operator.status_message(
             CoordinatorState(
-                self._mesh, revision, len(self._feed.members), len(connected), sum(p.applied >= revision for p in connected),
-                self._started, __version__, await self._etcd(),
-            )  # fmt: skip
+                self._mesh,
+                revision,
+                len(self._feed.members),
+                len(connected),
+                sum(p.applied >= revision for p in connected),
+                self._started,
+                __version__,
+                (await self._registry.health()).words,
+            )
         )
 
     def _state(self, node: NodeId) -> NodeState:
@@ -106,6 +117,13 @@ class OperatorService(rpc.OperatorServicer):  # type: ignore[misc]
         verdict = held.verdict if held.connected else "unknown"
         found = (*held.findings, *self._asymmetry.of(node))
         return NodeState(
-            member.node, held.connected, held.since, held.applied, expected == held.digest, verdict,
-            member.record.ephemeral, found, held.address,
-        )  # fmt: skip
+            member.node,
+            held.connected,
+            held.since,
+            held.applied,
+            expected == held.digest,
+            verdict,
+            member.record.ephemeral,
+            found,
+            held.address,
+        )

@@ -1,6 +1,7 @@
 """The Mesh service: one stream per node carries the map down and reports up (NET-2).
 
-A stream is a cursor into the feed's shared log: when its turn comes it is sent everything since, as bytes that all streams share.
+A stream is a cursor into the feed's shared log: when its turn comes it is sent everything since, as bytes that all
+streams share.
 """
 
 from __future__ import annotations
@@ -35,13 +36,18 @@ class MeshService:
     """Session and Leave."""
 
     def __init__(
-        self, mesh: MeshInfo, feed: Feed, presence: PresenceTable, members: Members, events: Events,
+        self,
+        mesh: MeshInfo,
+        feed: Feed,
+        presence: PresenceTable,
+        members: Members,
+        events: Events,
         asymmetry: Asymmetry,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._mesh, self._feed, self._presence, self._members, self._events = mesh, feed, presence, members, events
         self._asymmetry = asymmetry
 
-    def handlers(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> Any:
         """Session works on bytes: what the feed encoded once is what grpc sends."""
         return grpc.method_handlers_generic_handler(
             "meshctl.wire.v1.Mesh",
@@ -85,17 +91,23 @@ class MeshService:
         finally:
             self._presence.closed(node, now=time.time())
             lasted = time.time() - opened
-            self._events.emit(SessionClosed(actor=f"node:{node}", source=who.address, node=node, why=why, lasted_s=lasted))
+            self._events.emit(
+                SessionClosed(actor=f"node:{node}", source=who.address, node=node, why=why, lasted_s=lasted)
+            )
 
     async def _known(self, node: NodeId) -> None:
         try:
             async with asyncio.timeout(JUST_JOINED_S):
                 while node not in self._feed.members:
                     if stone := self._feed.gone.get(node):
-                        raise RefusedError(f"this node was {stone.why}", "meshctl leave --force, then join with a new token")
+                        raise RefusedError(
+                            f"this node was {stone.why}", "meshctl leave --force, then join with a new token"
+                        )
                     await self._feed.changed(self._feed.revision)
         except TimeoutError:
-            raise RefusedError("this mesh does not know this node", "meshctl leave --force, then join with a new token") from None
+            raise RefusedError(
+                "this mesh does not know this node", "meshctl leave --force, then join with a new token"
+            ) from None
 
     def _cursor(self, resume: tuple[str, int, bytes]) -> int:
         """Where the stream begins: at the node's own revision when that is a place in our log, else at nothing."""

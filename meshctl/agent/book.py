@@ -1,7 +1,8 @@
 """The node's own copy of the map: takes frames, verifies every key statement, pins what it saw (NET-2, NET-4).
 
-No I/O. A statement that does not verify keeps its node out of the roster and is reported; the rest of the frame counts. Any doubt
-about completeness (a delta that starts elsewhere, a hash that does not match) asks for a snapshot and changes nothing.
+No I/O. A statement that does not verify keeps its node out of the roster and is reported; the rest of the frame
+counts. Any doubt about completeness (a delta that starts elsewhere, a hash that does not match) asks for a snapshot
+and changes nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Where this node may be reached: what the operator set, its own addresses, what peers and the coordinator see (NET-8)."""
+"""Where this node may be reached: what the operator set, its own addresses, what peers and the coordinator see
+(NET-8).
+"""
 
 from __future__ import annotations
 

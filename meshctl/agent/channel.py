@@ -70,7 +70,9 @@ async def fetch_ca_from_any(addresses: tuple[str, ...], fingerprint: bytes) -> t
     raise failure
 
 
-def open_channel(address: str, ca: bytes, identity: Identity | None = None, certificate: bytes = b"") -> grpc.aio.Channel:
+def open_channel(
+    address: str, ca: bytes, identity: Identity | None = None, certificate: bytes = b""
+) -> grpc.aio.Channel:
     """A channel to `address`; with identity and certificate (DER) it is mutual."""
     credentials = grpc.ssl_channel_credentials(
         root_certificates=pki.pem(ca),

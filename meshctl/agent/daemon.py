@@ -1,25 +1,24 @@
 """Starts the loops of a node and ties them together; holds no state, decides nothing (NET-1, NET-4).
 
-    follower --rosters--> book <--reads-- reconciler --outcomes--> examiner --findings--> health
-                                              prober --echoes---------^
+follower --rosters--> book --> reconciler --outcomes--> examiner --findings--> health; prober --echoes--> examiner
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import Callable
 
 from meshctl import __version__
+from meshctl.agent import loops
 from meshctl.agent.book import Book
 from meshctl.agent.candidates import Surroundings
 from meshctl.agent.device import Device, open_device
 from meshctl.agent.examine import Examiner
 from meshctl.agent.follow import Follower, Report
 from meshctl.agent.health import Health
-from meshctl.agent.loops import announce, keep_map, save_map, serve, stop_signal, write_guard
-from meshctl.agent.picture import picture
+from meshctl.agent.peers import Peers
+from meshctl.agent.picture import Sources, picture
 from meshctl.agent.prober import Prober
 from meshctl.agent.reconcile import Desire, Reconciler
 from meshctl.agent.renew import Keeper
@@ -29,96 +28,83 @@ from meshctl.crypto.identity import Identity
 from meshctl.eventlog import EventLog, human_log
 from meshctl.events import AgentStarted, AgentStopped, Unheard
 from meshctl.mesh import limits, topology
-from meshctl.mesh.keys import PublicKey
-from meshctl.mesh.model import Endpoint, NodeId
 from meshctl.mesh.plan import Step
 from meshctl.wire.codec import FindingRow
 
 
 async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> None:
-    """Until SIGTERM or SIGINT; the data plane stays. `say` hears of the first proven tunnel. Raises MeshError at the start only."""
+    """Until SIGTERM or SIGINT; the data plane stays. Raises MeshError at the start only.
+
+    `say` hears of the first proven tunnel.
+    """
     identity = store.identity()
-    node = identity.id
-    events = EventLog(store.directory / "events.jsonl", actor=f"agent:{node}", human=human_log(sys.stderr))
+    events = EventLog(store.directory / "events.jsonl", actor=f"agent:{identity.id}", human=human_log(sys.stderr))
     device = await open_device(config.interface, config.device)  # type: ignore[arg-type]
-    keeper = Keeper(store, identity, lambda: follower.reconnect.set(), events)
-    book, surroundings = _book(store, keeper), Surroundings(config.endpoint, config.listen_port)
+    keeper = Keeper(store, identity, lambda: follower.reconnect.set(), events)  # noqa: PLW0108 - made below
+    book, surroundings = restore(store, keeper), Surroundings(config.endpoint, config.listen_port)
     moved = asyncio.Event()
 
-    def endpoint_of(peer: NodeId) -> Endpoint | None:
-        known = book.roster.nodes.get(peer)
-        session = reconciler.outcome.sessions.get(known.statement.wireguard) if known else None
-        return session.endpoint if session else None
-
-    def may_ping(peer: NodeId) -> bool:
-        known = book.roster.nodes.get(peer)
-        return known is not None and reconciler.is_started(known.statement.wireguard)
-
-    def started(keys: frozenset[PublicKey]) -> None:
-        prober.kick(n.id for n in book.roster.nodes.values() if n.statement.wireguard in keys)
-
     def on_map() -> None:
-        prober.update(book.roster.nodes.get(node, keeper.member.node), book.roster)
-        surroundings.seen_address = (follower.link.beat.seen_address if follower.link.beat else "") or surroundings.seen_address
+        prober.update(book.roster.nodes.get(identity.id, keeper.member.node), book.roster)
+        surroundings.seen_address = follower.link.seen_address
         moved.set()
         reconciler.wake.set()
 
     def report() -> Report | None:
         outcome = reconciler.outcome
-        if not outcome.digest:
-            return None
         rows = tuple(FindingRow(f.code, f.subject, f.verdict, f.since, f.at, f.evidence) for f in health.open_findings)
-        return Report(outcome.revision, outcome.digest, health.verdict, rows, surroundings.candidates())
+        seen = surroundings.candidates()
+        return Report(outcome.revision, outcome.digest, health.verdict, rows, seen) if outcome.digest else None
 
-    prober = Prober(identity, endpoint_of, surroundings.seen, may_ping)
+    peers = Peers(book, lambda: reconciler)
+    prober = Prober(identity, peers.endpoint_of, surroundings.seen, peers.may_ping)
     reconciler = Reconciler(
-        device, surroundings, lambda mtu: _desire(config, keeper, book, surroundings, identity, mtu), events,
-        started=started, moved=lambda: follower.dirty.set(),
-    )  # fmt: skip
+        device,
+        surroundings,
+        lambda mtu: desire(config, keeper, book, surroundings, identity, mtu),
+        events,
+        started=lambda keys: prober.kick(peers.behind(keys)),
+        moved=lambda: follower.dirty.set(),  # noqa: PLW0108 - made below
+    )
     follower = Follower(lambda: keeper.member, identity, book, report, on_map, events)
     health = Health(prober)
-    made_at = keeper.member.saved.key_made_at
-    examiner = Examiner(
-        health, reconciler, prober, device, follower.link, roster=lambda: book.roster, me=lambda: keeper.member.node,
-        key_made_at=made_at, certificate_left_s=lambda: keeper.left_s, events=events, changed=follower.dirty.set,
-    )  # fmt: skip
+    sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link)
+    examiner = Examiner(sources, device, events, follower.dirty.set)
 
-    def status() -> dict[str, object]:
-        age = time.time() - made_at
-        return picture(keeper.member, device.kind, book.roster, reconciler, prober, health, follower.link, age, keeper.left_s)
-
-    write_guard(store, config.interface, keeper.member.mesh.prefixes)
-    prober.update(book.roster.nodes.get(node, keeper.member.node), book.roster)
-    servers = await serve(config, health, prober, status, lambda: book.roster, endpoint_of)
-    events.emit(AgentStarted(actor=f"agent:{node}", release=__version__, interface=config.interface))
-    stop = stop_signal()
+    loops.write_guard(store, config.interface, keeper.member.mesh.prefixes)
+    prober.update(book.roster.nodes.get(identity.id, keeper.member.node), book.roster)
+    servers = await loops.serve(config, health, prober, lambda: picture(sources), book, peers)
+    events.emit(AgentStarted(release=__version__, interface=config.interface))
+    stop = loops.stop_signal()
     try:
         async with asyncio.TaskGroup() as group:
-            loops = (
-                reconciler.run(), follower.run(), prober.run(), examiner.run(), keeper.run(),
-                keep_map(store, book, moved), announce(prober, follower, reconciler, lambda: book.roster, node, say),
-            )  # fmt: skip
-            tasks = [group.create_task(loop) for loop in loops]
+            announce = loops.announce(prober, reconciler, book, identity.id, say)
+            running = [reconciler.run(), follower.run(), prober.run(), examiner.run(), keeper.run(), announce]
+            tasks = [group.create_task(loop) for loop in (*running, loops.keep_map(store, book, moved))]
             await stop.wait()
             for task in tasks:
                 task.cancel()
     finally:
         for server in servers:
             await server.close()
-        await save_map(store, book)
+        await loops.save_map(store, book)
         await device.close()
-        events.emit(AgentStopped(actor=f"agent:{node}", why="asked to"))
-        events.confirm()
+        events.emit(AgentStopped(why="asked to"))
+        events.close()
 
 
-def _book(store: Store, keeper: Keeper) -> Book:
+def restore(store: Store, keeper: Keeper) -> Book:
+    """The last-known-good map, or an empty book."""
     book = Book(keeper.member.mesh.id)
     if saved := store.map():
         book.restore(saved)
     return book
 
 
-def _desire(config: AgentConfig, keeper: Keeper, book: Book, surroundings: Surroundings, identity: Identity, mtu: int) -> Desire:
+def desire(
+    config: AgentConfig, keeper: Keeper, book: Book, surroundings: Surroundings, identity: Identity, mtu: int
+) -> Desire:
+    """What the reconciler works towards, put together anew at every pass."""
     member = keeper.member
     keepalive = limits.KEEPALIVE_S if surroundings.behind_nat else 0
     me = topology.Me(member.node.id, identity.wireguard, config.interface, config.listen_port, mtu, keepalive)
@@ -129,9 +115,6 @@ async def dry_run(config: AgentConfig, store: Store, device: Device) -> tuple[St
     """What the next pass would do, from the map on disk. Changes nothing, tells nobody."""
     identity, unheard = store.identity(), Unheard()
     keeper = Keeper(store, identity, lambda: None, unheard)
-    book, surroundings = _book(store, keeper), Surroundings(config.endpoint, config.listen_port)
-    reconciler = Reconciler(
-        device, surroundings, lambda mtu: _desire(config, keeper, book, surroundings, identity, mtu), unheard,
-        started=lambda _: None, moved=lambda: None,
-    )  # fmt: skip
-    return await reconciler.plan()
+    book, surroundings = restore(store, keeper), Surroundings(config.endpoint, config.listen_port)
+    wanted = lambda mtu: desire(config, keeper, book, surroundings, identity, mtu)  # noqa: E731
+    return await Reconciler(device, surroundings, wanted, unheard, started=lambda _: None, moved=lambda: None).plan()

@@ -10,17 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from meshctl.agent.device import Device
-from meshctl.agent.follow import Link
-from meshctl.agent.health import Health
-from meshctl.agent.prober import Prober
-from meshctl.agent.reconcile import Reconciler
+from meshctl.agent.picture import Sources
 from meshctl.errors import MeshError
 from meshctl.events import Events, FindingClosed, FindingOpened
 from meshctl.mesh import integrity
 from meshctl.mesh.integrity import Reading
 from meshctl.mesh.interface import Session
 from meshctl.mesh.keys import PublicKey
-from meshctl.mesh.model import Node, Roster
+from meshctl.mesh.model import Node
 
 EVERY_S = 1.0
 ROUTES_EVERY_S = 2.0
@@ -30,14 +27,9 @@ ROUTES_AT_ONCE = 64  # route lookups of one look: the whole roster of a small me
 class Examiner:
     """`run` it beside the other loops; `traffic` remembers what each session had sent when its handshake was new."""
 
-    def __init__(
-        self, health: Health, reconciler: Reconciler, prober: Prober, device: Device, link: Link, *, roster: Callable[[], Roster],
-        me: Callable[[], Node], key_made_at: float, certificate_left_s: Callable[[], float], events: Events, changed: Callable[[], None],
-    ) -> None:  # fmt: skip
-        """`key_made_at` in unix seconds; `changed` is told when a finding opens or closes."""
-        self._health, self._reconciler, self._prober, self._device, self._link = health, reconciler, prober, device, link
-        self._roster, self._me, self._key_made_at, self._left = roster, me, key_made_at, certificate_left_s
-        self._events, self._changed = events, changed
+    def __init__(self, sources: Sources, device: Device, events: Events, changed: Callable[[], None]) -> None:
+        """`changed` is told when a finding opens or closes, or the verdict moves."""
+        self._from, self._device, self._events, self._changed = sources, device, events, changed
         self._sent: dict[PublicKey, tuple[float, int]] = {}
         self._routes_at, self._window = float("-inf"), 0
 
@@ -47,50 +39,55 @@ class Examiner:
             await self.once()
             try:
                 async with asyncio.timeout(EVERY_S):
-                    await self._reconciler.passed.wait()
+                    await self._from.reconciler.passed.wait()
                     await asyncio.sleep(EVERY_S / 4)
             except TimeoutError:
                 pass
 
     async def once(self) -> None:
         """Gather, judge, tell."""
-        peers = [node for node in self._roster().nodes.values() if node.id != self._me().id]
-        self._health.expect({node.id: node.name for node in peers})
-        self._health.revision = self._reconciler.outcome.revision
-        self._health.beat("examine")
-        self._health.record([*self._node(), *self._peers(peers), *await self._routes(peers)])
-        before = self._health.verdict
-        opened, closed = self._health.judge()
-        actor = f"agent:{self._me().id}"
+        me = self._from.keeper.member.node.id
+        peers = [node for node in self._from.book.roster.nodes.values() if node.id != me]
+        self._from.health.expect({node.id: node.name for node in peers})
+        self._from.health.revision = self._from.reconciler.outcome.revision
+        self._from.health.beat("examine")
+        self._from.health.record([*self._node(), *self._peers(peers), *await self._routes(peers)])
+        before = self._from.health.verdict
+        opened, closed = self._from.health.judge()
         for f in opened:
             self._events.emit(
                 FindingOpened(
-                    actor=actor, code=f.code, subject=f.subject, severity=f.severity, before="ok", after=f.verdict, evidence=f.evidence
+                    code=f.code,
+                    subject=f.subject,
+                    severity=f.severity,
+                    before="ok",
+                    after=f.verdict,
+                    evidence=f.evidence,
                 )
             )
         for f in closed:
-            self._events.emit(FindingClosed(actor=actor, code=f.code, subject=f.subject, open_s=f.at - f.since, evidence=f.evidence))
-        if opened or closed or self._health.verdict != before:
+            self._events.emit(FindingClosed(code=f.code, subject=f.subject, open_s=f.at - f.since, evidence=f.evidence))
+        if opened or closed or self._from.health.verdict != before:
             self._changed()
 
     def _node(self) -> Iterator[Reading]:
-        now, outcome, beat = time.monotonic(), self._reconciler.outcome, self._link.beat
+        now, outcome, beat = time.monotonic(), self._from.reconciler.outcome, self._from.link.beat
         if outcome.at:
             yield integrity.drift(outcome.repaired, outcome.repaired_at, outcome.error, now=outcome.at)
         server = beat.revision if beat else 0
-        yield integrity.lag(outcome.revision, server, now - self._link.beat_at if beat else None, now=now)
-        yield integrity.keys(time.time() - self._key_made_at, self._left(), now=now)
-        fresh = beat is not None and now - self._link.beat_at < 60
-        offsets = (e.offset_s for e in self._prober.echoes().values() if e.offset_s is not None)
-        yield integrity.clock(self._link.clock_offset_s if fresh else None, offsets, now=now)
+        yield integrity.lag(outcome.revision, server, now - self._from.link.beat_at if beat else None, now=now)
+        yield integrity.keys(self._from.keeper.key_age_s, self._from.keeper.left_s, now=now)
+        fresh = beat is not None and now - self._from.link.beat_at < 60
+        offsets = (e.offset_s for e in self._from.prober.echoes().values() if e.offset_s is not None)
+        yield integrity.clock(self._from.link.clock_offset_s if fresh else None, offsets, now=now)
 
     def _peers(self, peers: Iterable[Node]) -> Iterator[Reading]:
-        now, wall, sessions = time.monotonic(), time.time(), self._reconciler.outcome.sessions
+        now, wall, sessions = time.monotonic(), time.time(), self._from.reconciler.outcome.sessions
         for node in peers:
             session = sessions.get(node.statement.wireguard)
             age = wall - session.last_handshake if session and session.last_handshake else None
             yield integrity.handshake(node.id, age, self._was_sent(node.statement.wireguard, session), now=now)
-            echo = self._prober.echo(node.id)
+            echo = self._from.prober.echo(node.id)
             yield integrity.path(node.id, echo, now=now)
             yield integrity.identity(node.id, echo, now=now)
 
@@ -117,4 +114,6 @@ class Examiner:
         except MeshError as error:
             return [Reading(integrity.ROUTE, "", integrity.Verdict.UNKNOWN, now, error.what)]
         closed = observed is not None and sum(route.unreachable for route in observed.routes) >= 2
-        return [integrity.routes([f"{names[a]} ({a}) would leave by another interface" for a in leaks], closed, now=now)]
+        return [
+            integrity.routes([f"{names[a]} ({a}) would leave by another interface" for a in leaks], closed, now=now)
+        ]

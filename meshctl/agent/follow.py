@@ -1,7 +1,8 @@
-"""Follows the registry: one long-lived session, resumed at the revision in hand, moved to another coordinator by itself (NET-2).
+"""Follows the registry: one long-lived session, resumed at the revision in hand, moved to another coordinator by
+itself (NET-2).
 
-Brings frames to the book and carries reports up. **Law: losing the coordinator cannot reach code that touches the interface**:
-a broken stream ends here, as a state that health may read.
+Brings frames to the book and carries reports up. **Law: losing the coordinator cannot reach code that touches the
+interface**: a broken stream ends here, as a state that health may read.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -26,6 +28,7 @@ from meshctl.wire import session, status
 from meshctl.wire.codec import FindingRow
 from meshctl.wire.session import Beat, UpFrame
 
+EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 FIRST_BACKOFF_S = 0.2
 SNAPSHOTS_IN_A_ROW = 3  # a coordinator that keeps sending maps which do not fit is left alone for a while
 
@@ -41,6 +44,7 @@ class Link:
     beat_at: float = 0.0  # monotonic
     clock_offset_s: float = 0.0  # server minus ours
     last_error: str = ""
+    seen_address: str = ""  # where the coordinator sees our connection come from
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +59,19 @@ class Report:
 
 
 class Follower:
-    """One session at a time. `report()` gives the newest report, `dirty` wakes the sender, `on_map` tells of a new roster."""
+    """One session at a time. `report()` gives the newest report, `dirty` wakes the sender, `on_map` tells of a new
+    roster.
+    """
 
     def __init__(
-        self, member: Callable[[], Member], identity: Identity, book: Book, report: Callable[[], Report | None],
-        on_map: Callable[[], None], events: Events,
-    ) -> None:  # fmt: skip
+        self,
+        member: Callable[[], Member],
+        identity: Identity,
+        book: Book,
+        report: Callable[[], Report | None],
+        on_map: Callable[[], None],
+        events: Events,
+    ) -> None:
         self.link = Link()
         self.dirty = asyncio.Event()
         self.reconnect = asyncio.Event()
@@ -100,7 +111,8 @@ class Follower:
     async def _session(self, address: str) -> None:
         member = self._member()
         async with channel.open_channel(address, member.mesh.ca, self._identity, member.certificate) as wire:
-            call = wire.stream_stream(session.METHOD, request_serializer=session.serialize_up, response_deserializer=None)()
+            method: Any = wire.stream_stream(session.METHOD, session.serialize_up, None)
+            call = method()
             self.link.coordinator = address
             try:
                 resume = self._book.roster.incarnation, self._book.roster.revision, self._book.map_hash
@@ -116,7 +128,7 @@ class Follower:
             finally:
                 call.cancel()
 
-    async def _receive(self, call: grpc.aio.StreamStreamCall, address: str) -> None:
+    async def _receive(self, call: Any, address: str) -> None:
         misfits = 0
         while not self.reconnect.is_set():
             try:
@@ -124,10 +136,8 @@ class Follower:
                     raw = await call.read()
             except TimeoutError:
                 raise ProtocolError(f"coordinator {address} fell silent") from None
-            if raw is grpc.aio.EOF:
-                raise grpc.aio.AioRpcError(
-                    await call.code(), grpc.aio.Metadata(), grpc.aio.Metadata(), details=await call.details()
-                )
+            if raw is EOF:
+                raise status.meant(await call.code(), await call.details() or "", f"coordinator {address}")
             frame = session.decode_down(raw)
             if frame.beat:
                 self._beat(frame.beat)
@@ -146,6 +156,7 @@ class Follower:
 
     def _beat(self, beat: Beat) -> None:
         self.link.beat, self.link.beat_at = beat, time.monotonic()
+        self.link.seen_address = beat.seen_address or self.link.seen_address
         self.link.clock_offset_s = beat.now - time.time()
         if not self.link.connected:
             self.link.connected, self.link.since = True, time.time()
@@ -153,7 +164,7 @@ class Follower:
             self._events.emit(SessionOpened(actor=f"agent:{who}", node=who, revision=self._book.roster.revision))
             self.dirty.set()
 
-    async def _send(self, call: grpc.aio.StreamStreamCall) -> None:
+    async def _send(self, call: Any) -> None:
         sent: Report | None = None
         while True:
             self.dirty.clear()
@@ -166,9 +177,10 @@ class Follower:
                 await call.write(
                     session.encode_up(
                         UpFrame(
-                            applied=(report.revision, report.digest, report.verdict), findings=report.findings,
+                            applied=(report.revision, report.digest, report.verdict),
+                            findings=report.findings,
                             candidates=report.candidates if moved else None,
-                        )  # fmt: skip
+                        )
                     )
                 )
                 sent = report

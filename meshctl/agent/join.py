@@ -43,7 +43,9 @@ class Member:
         return cls(codec.decode_mesh(saved.mesh), codec.decode_node(saved.node), saved.certificate, saved)
 
 
-async def join(config: AgentConfig, store: Store, token: JoinToken, name: str, tags: Sequence[str], local: Sequence[Candidate]) -> tuple[Member, bool]:
+async def join(
+    config: AgentConfig, store: Store, token: JoinToken, name: str, tags: Sequence[str], local: Sequence[Candidate]
+) -> tuple[Member, bool]:
     """Become a member -> (membership, resumed). Raises MeshError; nothing but the keys stays behind then."""
     check_name(name)
     if store.is_joined():
@@ -57,26 +59,33 @@ async def join(config: AgentConfig, store: Store, token: JoinToken, name: str, t
         try:
             challenge = await stub.Begin(codec.hello(), timeout=RPC_TIMEOUT_S)
             statement = identity.state(challenge.mesh_id, 1)
-            ask = codec.JoinAsk(
-                challenge.nonce, token.id, token.secret, name, tuple(tags), statement, tuple(local)
-            )  # fmt: skip
+            ask = codec.JoinAsk(challenge.nonce, token.id, token.secret, name, tuple(tags), statement, tuple(local))
             body = codec.encode_join(ask)
             answer = await stub.Join(codec.signed(body, identity.sign(JOIN_CONTEXT + body)), timeout=RPC_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise status.error(error, f"coordinator {address}") from error
     member = codec.joined(answer)
     if member.node.id != identity.id or not hmac.compare_digest(pki.fingerprint(member.mesh.ca), token.ca_fingerprint):
-        raise TrustError("the coordinator answered with a membership that is not ours", "report this to the mesh's operator")
+        raise TrustError(
+            "the coordinator answered with a membership that is not ours", "report this to the mesh's operator"
+        )
     saved = SavedMembership(
-        codec.encode_mesh(member.mesh), codec.encode_node(member.node), member.certificate, member.node.statement.serial,
-        config.interface, config.listen_port, config.endpoint, config.device, time.time(),
-    )  # fmt: skip
+        codec.encode_mesh(member.mesh),
+        codec.encode_node(member.node),
+        member.certificate,
+        member.node.statement.serial,
+        config.interface,
+        config.listen_port,
+        config.endpoint,
+        config.device,
+        time.time(),
+    )
     store.save_membership(saved)
     return Member(member.mesh, member.node, member.certificate, saved), member.resumed
 
 
 async def renew(store: Store, member: Member, identity: Identity) -> Member:
-    """A fresh certificate for the registered device key, whether the old one has expired or not (never bricks a node)."""
+    """A fresh certificate for the registered device key, whether the old one has expired or not."""
     failure: MeshError = UnreachableError("no coordinator is known", "meshctl join TOKEN")
     for address in member.mesh.coordinators:
         try:
@@ -97,7 +106,9 @@ async def _renew_at(address: str, member: Member, identity: Identity) -> tuple[b
         stub = rpc.EnrolmentStub(wire)
         try:
             challenge = await stub.Begin(codec.hello(), timeout=RPC_TIMEOUT_S)
-            body = codec.encode_renew(challenge.nonce, identity.state(member.mesh.id, member.saved.serial), member.certificate)
+            body = codec.encode_renew(
+                challenge.nonce, identity.state(member.mesh.id, member.saved.serial), member.certificate
+            )
             answer = await stub.Renew(codec.signed(body, identity.sign(RENEW_CONTEXT + body)), timeout=RPC_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise status.error(error, f"coordinator {address}") from error

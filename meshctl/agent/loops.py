@@ -1,4 +1,6 @@
-"""The small loops and corners of a node: keeping the map on disk, the status socket, the first proof, signals (NET-4, MON-6)."""
+"""The small loops and corners of a node: keeping the map on disk, the status socket, the first proof, signals (NET-4,
+MON-6).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,14 @@ from collections.abc import Callable, Iterable
 
 from meshctl.agent.book import Book
 from meshctl.agent.firewall import guard_script
-from meshctl.agent.follow import Follower
 from meshctl.agent.health import Health
+from meshctl.agent.peers import Peers
 from meshctl.agent.prober import Prober
 from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.store import Store
 from meshctl.config import AgentConfig
 from meshctl.errors import MeshError
-from meshctl.mesh.model import Endpoint, Network, NodeId, Roster
+from meshctl.mesh.model import Network, NodeId
 from meshctl.wire.http import Request, Response, Server
 
 MAP_EVERY_S = 2.0  # a map of 10,000 nodes is 3 MB: not written for every one of a hundred joins
@@ -38,7 +40,7 @@ async def save_map(store: Store, book: Book) -> None:
 
 
 async def keep_map(store: Store, book: Book, moved: asyncio.Event) -> None:
-    """For ever: after each change, at most every MAP_EVERY_S. A full disk is tried again; the map in memory works on."""
+    """For ever: after each change, at most every MAP_EVERY_S. A full disk is tried again."""
     while True:
         await moved.wait()
         moved.clear()
@@ -57,14 +59,15 @@ def write_guard(store: Store, interface: str, prefixes: Iterable[Network]) -> No
 
 
 async def serve(
-    config: AgentConfig, health: Health, prober: Prober, status: Callable[[], dict[str, object]],
-    roster: Callable[[], Roster], endpoint_of: Callable[[NodeId], Endpoint | None],
-) -> tuple[Server, ...]:  # fmt: skip
+    config: AgentConfig, health: Health, prober: Prober, status: Callable[[], object], book: Book, peers: Peers
+) -> tuple[Server, ...]:
     """/healthz, /readyz, /metrics for all; /status and /echo for root on this machine. Raises EnvironmentFault."""
 
     def echo(request: Request) -> Response:
         wanted = request.query.get("peer", "")
-        node = next((n for n in roster().nodes.values() if wanted in (n.name, n.id, str(n.address4), str(n.address6))), None)
+        node = next(
+            (n for n in book.roster.nodes.values() if wanted in (n.name, n.id, str(n.address4), str(n.address6))), None
+        )
         if node is None:
             return Response.json(404, {"error": f"this mesh has no peer {wanted!r}"})
         if "kick" in request.query:
@@ -73,11 +76,13 @@ async def serve(
         return Response.json(
             200,
             {
-                "name": node.name, "address4": str(node.address4), "endpoint": str(endpoint_of(node.id) or "-"),
+                "name": node.name,
+                "address4": str(node.address4),
+                "endpoint": str(peers.endpoint_of(node.id) or "-"),
                 "ok_age_s": None if found.last_ok_at is None else now - found.last_ok_at,
                 "rtt_ms": None if found.rtt_s is None else found.rtt_s * 1e3,
             },
-        )  # fmt: skip
+        )
 
     local = Server({**health.handlers(), "/status": lambda _: Response.json(200, status()), "/echo": echo})
     await local.listen_unix(config.socket)
@@ -93,13 +98,11 @@ async def serve(
     return local, public
 
 
-async def announce(
-    prober: Prober, follower: Follower, reconciler: Reconciler, roster: Callable[[], Roster], me: NodeId, say: Callable[[str], None]
-) -> None:
+async def announce(prober: Prober, reconciler: Reconciler, book: Book, me: NodeId, say: Callable[[str], None]) -> None:
     """Say once that a tunnel was proven, or that there is nobody to prove it with; then be done."""
     while reconciler.outcome.revision == 0:
         await reconciler.passed.wait()
-    peers = [node for node in roster().nodes if node != me]
+    peers = [node for node in book.roster.nodes if node != me]
     if not peers:
         say("the mesh is up; this is its first node")
         return

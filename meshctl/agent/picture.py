@@ -2,8 +2,9 @@
 
     mesh {id, name, policy}   node {id, name, address4, address6}   interface {name, kind, listen_port}
     revision {applied, server, age_s}   link {coordinator, connected, age_s, error}   keys {age_s, certificate_left_s}
-    verdict, ready, rows, findings (see health.py; findings carry age_s, subject_name, remedy)   mesh_findings: the coordinator's
-    peers [{id, name, address4, address6, endpoint, handshake_age_s, rtt_ms, loss, proven {ok, of, age_s}, state}]
+    verdict, ready, rows, findings (see health.py; findings carry age_s, subject_name, remedy)   mesh_findings: the
+    coordinator's peers [{id, name, address4, address6, endpoint, handshake_age_s, rtt_ms, loss, proven {ok, of,
+    age_s}, state}]
 
 Ages in seconds, null where there is none. Fields are only ever added.
 """
@@ -11,27 +12,41 @@ Ages in seconds, null where there is none. Fields are only ever added.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
+from meshctl.agent.book import Book
 from meshctl.agent.follow import Link
 from meshctl.agent.health import Health
-from meshctl.agent.join import Member
 from meshctl.agent.prober import Prober
 from meshctl.agent.reconcile import Reconciler
+from meshctl.agent.renew import Keeper
 from meshctl.mesh import integrity
 from meshctl.mesh.integrity import CATALOGUE, Verdict
 from meshctl.mesh.interface import Session
-from meshctl.mesh.model import Node, Roster
+from meshctl.mesh.model import Node
 
 
-def picture(
-    member: Member, kind: str, roster: Roster, reconciler: Reconciler, prober: Prober, health: Health, link: Link,
-    key_age_s: float, certificate_left_s: float,
-) -> dict[str, Any]:  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the picture, and the examiner's readings, come from."""
+
+    keeper: Keeper
+    kind: str
+    book: Book
+    reconciler: Reconciler
+    prober: Prober
+    health: Health
+    link: Link
+
+
+def picture(sources: Sources) -> dict[str, Any]:
     """Everything above, as of now."""
-    now, wall, outcome = time.monotonic(), time.time(), reconciler.outcome
+    keeper, health, link, prober = sources.keeper, sources.health, sources.link, sources.prober
+    member, roster, outcome = keeper.member, sources.book.roster, sources.reconciler.outcome
+    now, wall = time.monotonic(), time.time()
     judged = health.status()
-    names = {node.id: node.name for node in roster.nodes.values()}
+    names: dict[str, str] = {node.id: node.name for node in roster.nodes.values()}
     for finding in judged["findings"]:
         finding["age_s"], finding["subject_name"] = wall - finding["since"], finding["name"]
     rows = {(row.code, row.subject): row.verdict for row in health.rows}
@@ -40,22 +55,33 @@ def picture(
         **judged,
         "mesh": {"id": member.mesh.id, "name": member.mesh.name, "policy": member.mesh.policy},
         "node": {
-            "id": member.node.id, "name": member.node.name,
-            "address4": str(member.node.address4), "address6": str(member.node.address6),
+            "id": member.node.id,
+            "name": member.node.name,
+            "address4": str(member.node.address4),
+            "address6": str(member.node.address6),
         },
-        "interface": {"name": member.saved.interface, "kind": kind, "listen_port": member.saved.listen_port},
+        "interface": {"name": member.saved.interface, "kind": sources.kind, "listen_port": member.saved.listen_port},
         "revision": {
-            "applied": outcome.revision, "server": link.beat.revision if link.beat else None, "age_s": now - outcome.at if outcome.at else None,
+            "applied": outcome.revision,
+            "server": link.beat.revision if link.beat else None,
+            "age_s": now - outcome.at if outcome.at else None,
         },
         "link": {
-            "coordinator": link.coordinator, "connected": link.connected, "age_s": wall - link.since if link.since else None,
+            "coordinator": link.coordinator,
+            "connected": link.connected,
+            "age_s": wall - link.since if link.since else None,
             "error": link.last_error,
         },
-        "keys": {"age_s": key_age_s, "certificate_left_s": certificate_left_s},
+        "keys": {"age_s": keeper.key_age_s, "certificate_left_s": keeper.left_s},
         "mesh_findings": [
             {
-                "code": f.code, "subject": f.subject, "subject_name": names.get(f.subject, f.subject), "verdict": f.verdict,  # type: ignore[call-overload]
-                "age_s": wall - f.since, "evidence": f.evidence, "remedy": CATALOGUE[f.code].remedy if f.code in CATALOGUE else "",
+                "code": f.code,
+                "subject": f.subject,
+                "subject_name": names.get(f.subject, f.subject),
+                "verdict": f.verdict,
+                "age_s": wall - f.since,
+                "evidence": f.evidence,
+                "remedy": CATALOGUE[f.code].remedy if f.code in CATALOGUE else "",
             }
             for f in (link.beat.findings if link.beat else ())
         ],
@@ -63,24 +89,38 @@ def picture(
             _peer(node, outcome.sessions.get(node.statement.wireguard), prober, rows, now=now, wall=wall)
             for node in sorted(peers, key=lambda node: node.name)
         ],
-    }  # fmt: skip
+    }
 
 
 def _peer(
-    node: Node, session: Session | None, prober: Prober, rows: dict[tuple[str, str], Verdict], *, now: float, wall: float
+    node: Node,
+    session: Session | None,
+    prober: Prober,
+    rows: dict[tuple[str, str], Verdict],
+    *,
+    now: float,
+    wall: float,
 ) -> dict[str, Any]:
     echo = prober.echo(node.id)
-    states = {code: rows.get((code, node.id), Verdict.UNKNOWN) for code in (integrity.HANDSHAKE, integrity.PATH, integrity.IDENTITY)}
+    states = {
+        code: rows.get((code, node.id), Verdict.UNKNOWN)
+        for code in (integrity.HANDSHAKE, integrity.PATH, integrity.IDENTITY)
+    }
     worst = next((v for v in (Verdict.FAILED, Verdict.DEGRADED, Verdict.UNKNOWN) if v in states.values()), Verdict.OK)
     return {
-        "id": node.id, "name": node.name, "address4": str(node.address4), "address6": str(node.address6), "tags": node.tags,
+        "id": node.id,
+        "name": node.name,
+        "address4": str(node.address4),
+        "address6": str(node.address6),
+        "tags": node.tags,
         "endpoint": str(session.endpoint) if session and session.endpoint else None,
         "handshake_age_s": wall - session.last_handshake if session and session.last_handshake else None,
         "rtt_ms": None if echo.rtt_s is None else round(echo.rtt_s * 1e3, 3),
         "loss": echo.loss if echo.sent else None,
         "proven": {
-            "ok": sum(v is Verdict.OK for v in states.values()), "of": len(states),
+            "ok": sum(v is Verdict.OK for v in states.values()),
+            "of": len(states),
             "age_s": None if echo.last_ok_at is None else now - echo.last_ok_at,
         },
         "state": str(worst),
-    }  # fmt: skip
+    }

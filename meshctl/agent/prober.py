@@ -25,7 +25,8 @@ from meshctl.mesh.model import Endpoint, Node, NodeId, Roster
 from meshctl.mesh.probe import Echo, Kind, Packet
 from meshctl.mesh.schedule import Schedule, schedule
 
-_TICK_S: Final = 0.25  # binding, expiry, and how often a wait for a proof asks again
+_TICK_S: Final = 0.25  # binding, expiry, and when a wait for a proof first asks again
+_PATIENCE_MAX_S: Final = 32.0
 _READS_PER_WAKE: Final = 64  # a flood must not starve the other loops of the process
 _WAITING_PER_PEER: Final = 8
 _EXTRA_PER_ROUND: Final = 32  # suspect or overdue peers on top of the schedule
@@ -113,12 +114,18 @@ class Prober:
         return self._plan().coverage_s
 
     async def wait_proven(self, node: NodeId | None, timeout_s: float) -> NodeId | None:
-        """The peer (None: any) whose both directions were proven after this call; None when time is up."""
-        start = self._monotonic()
+        """The peer (None: any) whose both directions were proven after this call; None when time is up.
+
+        It asks on top of the schedule: at once, soon again, then ever less often.
+        """
+        start = due = self._monotonic()
+        patience = _TICK_S
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    self.kick((node,) if node else self._plan().watch)
+                    if (now := self._monotonic()) >= due:
+                        self.kick((node,) if node else self._plan().watch)
+                        due, patience = now + patience, min(2 * patience, _PATIENCE_MAX_S)
                     await self._tick_or_proof()
                     for pair in self._pairs.values():
                         ok_at = pair.tally.echo.last_ok_at
@@ -218,9 +225,8 @@ class Prober:
         ping = Packet(Kind.PING, self._raw, pair.raw, pair.sequence, turn, clock_ns, pair.heard_ns, seen)
         pair.sent_ns, pair.waiting = clock_ns, pair.waiting + 1
         self._pending[pair.raw, pair.sequence] = _Sent(pair, now, clock_ns)
-        node = self._nodes[pair.id]
-        address = node.address4 if sock.family == socket.AF_INET else node.address6
-        self.sent += self._send(sock, key.seal(probe.pack(ping)), (str(address), limits.PROBE_PORT))
+        address = pair.addresses[sock.family == socket.AF_INET6]
+        self.sent += self._send(sock, key.seal(probe.pack(ping)), (address, limits.PROBE_PORT))
 
     def _receive(self, datagram: bytes, source: tuple[str, int], sock: socket.socket) -> None:
         now = self._monotonic()

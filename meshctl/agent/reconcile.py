@@ -1,7 +1,7 @@
 """One round: observe -> desired -> plan -> apply, printing each step first -> re-observe -> outcome (NET-3, NET-4).
 
-Level-triggered: the same full pass whether a roster, the kernel or the clock woke it. It never retries a step blindly; the next
-pass observes again. Knows nothing of coordinators: a roster is a value, however old.
+Level-triggered: the same full pass whether a roster, the kernel or the clock woke it. It never retries a step blindly;
+the next pass observes again. Knows nothing of coordinators: a roster is a value, however old.
 """
 
 from __future__ import annotations
@@ -54,9 +54,15 @@ class Reconciler:
     """Holds what one pass hands to the next; `outcome` and `underlay` are for reading."""
 
     def __init__(
-        self, device: Device, surroundings: Surroundings, desire: Callable[[int], Desire], events: Events,
-        *, started: Callable[[frozenset[PublicKey]], None], moved: Callable[[], None],
-    ) -> None:  # fmt: skip
+        self,
+        device: Device,
+        surroundings: Surroundings,
+        desire: Callable[[int], Desire],
+        events: Events,
+        *,
+        started: Callable[[frozenset[PublicKey]], None],
+        moved: Callable[[], None],
+    ) -> None:
         """`desire` is asked at every pass, with the MTU found; `started` hears which handshakes a pass has started,
         `moved` that the outcome has something new for others: another revision, digest or error."""
         self.outcome = Outcome()
@@ -97,9 +103,13 @@ class Reconciler:
             self.outcome = await self._pass()
         except MeshError as error:
             self.outcome = Outcome(
-                time.monotonic(), self.outcome.revision, self.outcome.digest, error=error.what,
-                alive=self.outcome.alive, sessions=self.outcome.sessions,
-            )  # fmt: skip
+                time.monotonic(),
+                self.outcome.revision,
+                self.outcome.digest,
+                error=error.what,
+                alive=self.outcome.alive,
+                sessions=self.outcome.sessions,
+            )
         after = self.outcome
         if (before.revision, before.digest, before.error) != (after.revision, after.digest, after.error):
             self._moved()
@@ -125,7 +135,9 @@ class Reconciler:
             self._mtu = max(await self._device.underlay_mtu() - limits.WIREGUARD_OVERHEAD_BYTES, limits.MIN_MTU_BYTES)
             self._surroundings.addresses = await self._device.local_networks()
 
-    def _picture(self, observed: Observation) -> tuple[Interface, Observation, frozenset[PublicKey], dict[PublicKey, Endpoint]]:
+    def _picture(
+        self, observed: Observation
+    ) -> tuple[Interface, Observation, frozenset[PublicKey], dict[PublicKey, Endpoint]]:
         wall = time.time()
         alive = frozenset(key for key, s in observed.sessions.items() if liveness.is_alive(s, now=wall))
         desire = self._desire(self._mtu)
@@ -133,10 +145,17 @@ class Reconciler:
         if self._wanted[0] is None or any(a is not b and a != b for a, b in zip(self._wanted[0], key, strict=True)):  # type: ignore[call-overload]
             networks = [net for _, net in self._surroundings.addresses]
             self._wanted = key, topology.desired(desire.mesh, desire.roster, desire.me, desire.node)
-            self._peers = key, {
-                node.statement.wireguard: (liveness.leads(desire.node, node), liveness.order(node.candidates, networks))
-                for node in desire.roster.nodes.values() if node.id != desire.me.id
-            }  # fmt: skip
+            self._peers = (
+                key,
+                {
+                    node.statement.wireguard: (
+                        liveness.leads(desire.node, node),
+                        liveness.order(node.candidates, networks),
+                    )
+                    for node in desire.roster.nodes.values()
+                    if node.id != desire.me.id
+                },
+            )
         want = self._wanted[1]
         assert want is not None
         if desire.roster.revision == 0 and observed.interface:  # law: no data is not a deletion
@@ -150,7 +169,9 @@ class Reconciler:
         steps = diff(observed.interface, want, alive=alive, due=due)
         foreign = tuple(s for s in steps if not isinstance(s, RestartPeer)) if self._settled is want else ()
         for step in steps:
-            if not isinstance(step, RestartPeer):  # the next try of a handshake is routine, every few seconds for an absent peer
+            if not isinstance(
+                step, RestartPeer
+            ):  # the next try of a handshake is routine, every few seconds for an absent peer
                 self._events.emit(StepApplied.of(step, want.name, foreign=step in foreign))
         if steps:
             await self._device.apply_all(steps)

@@ -27,6 +27,11 @@ class Keeper:
         self._store, self._identity, self._on_renewed, self._events = store, identity, on_renewed, events
 
     @property
+    def key_age_s(self) -> float:
+        """Seconds since this node's WireGuard key was made."""
+        return max(time.time() - self.member.saved.key_made_at, 0.0)
+
+    @property
     def left_s(self) -> float:
         """Seconds of life the certificate has left by our own clock."""
         return pki.expiry(self.member.certificate) - time.time()

@@ -99,7 +99,7 @@ class Pair:
     def become(self, node: Node, derive: Callable[[], PairKey]) -> None:
         """The peer's addresses or a key statement changed; counters and windows stay."""
         ours = (socket.AF_INET, node.address4.packed), (socket.AF_INET6, node.address6.packed)
-        self.addresses = frozenset(socket.inet_ntop(*address) for address in ours)
+        self.addresses = tuple(socket.inet_ntop(*address) for address in ours)  # as sockets spell them, v4 first
         self._derive: Callable[[], PairKey] | None = derive
         self._key: PairKey | None = None
 

@@ -1,7 +1,7 @@
 """What a node keeps on disk, sealed: identity, membership, last-known-good map (ENC-4, NET-4).
 
-AES-256-GCM under a file key (`seal.key`, 0600) in a 0700 directory; each file is sealed to its own name, so files cannot
-be swapped. Writes are atomic: a crash leaves the old file or the new one. Must not decide anything.
+AES-256-GCM under a file key (`seal.key`, 0600) in a 0700 directory; each file is sealed to its own name, so files
+cannot be swapped. Writes are atomic: a crash leaves the old file or the new one. Must not decide anything.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Store:
                 self._write("seal.key", secrets.token_bytes(32))
             self._key = path.read_bytes()
         except OSError as error:
-            raise EnvironmentFault(f"cannot use {self.directory}: {error.strerror}", "run as root, or choose --state-dir") from error
+            raise EnvironmentFault(
+                f"cannot use {self.directory}: {error.strerror}", "run as root, or choose --state-dir"
+            ) from error
         if len(self._key) != 32:
             raise TrustError(f"{path} is damaged", "restore it, or meshctl leave --force and join again")
 
@@ -80,7 +82,9 @@ class Store:
         try:
             self._write(name, sealing.seal(self._key, 0, f"meshctl/node/{name}", 1, data))
         except OSError as error:
-            raise EnvironmentFault(f"cannot write {self.directory / name}: {error.strerror}", "free some space") from error
+            raise EnvironmentFault(
+                f"cannot write {self.directory / name}: {error.strerror}", "free some space"
+            ) from error
 
     def _open(self, name: str) -> bytes | None:
         path = self.directory / name

@@ -17,6 +17,9 @@ from meshctl.mesh import integrity, limits
 from meshctl.mesh.integrity import Verdict
 
 
+_WORDS = {Verdict.OK: "OK", Verdict.DEGRADED: "WARNING", Verdict.FAILED: "CRITICAL", Verdict.UNKNOWN: "UNKNOWN"}
+
+
 def _seconds(value: float | None) -> str:
     return "never" if value is None else terminal.age(value)
 
@@ -55,18 +58,24 @@ def status(as_json: bool, **flags: object) -> None:
 
 def _print(picture: dict[str, Any]) -> None:
     node, mesh, link, key = picture["node"], picture["mesh"], picture["link"], picture["keys"]
+    wireguard = picture["interface"]["kind"]
     applied = f"revision {picture['revision']['applied']} applied {_seconds(picture['revision']['age_s'])} ago"
     click.echo(
-        f"mesh {mesh['name']}   node {node['name']}   {node['address4']}   {applied}   {picture['interface']['kind']} WireGuard   "
+        f"mesh {mesh['name']}   node {node['name']}   {node['address4']}   {applied}   {wireguard} WireGuard   "
         f"key {terminal.age(key['age_s'])} old"
     )
     if link["connected"]:
         click.echo(f"coordinator {link['coordinator']} connected {_seconds(link['age_s'])}")
     else:
         why = f": {link['error']}" if link["error"] else ""
-        click.echo(f"! coordinator {link['coordinator'] or '-'} not connected since {_seconds(link['age_s'])}{why}; the mesh works on")
+        click.echo(
+            f"! coordinator {link['coordinator'] or '-'} not connected since {_seconds(link['age_s'])}{why}; "
+            "the mesh works on"
+        )
     if picture["peers"]:
-        terminal.table(("PEER", "ADDRESS", "PATH", "HANDSHAKE", "RTT", "LOSS", "PROVEN", "STATE"), map(_peer_row, picture["peers"]))
+        terminal.table(
+            ("PEER", "ADDRESS", "PATH", "HANDSHAKE", "RTT", "LOSS", "PROVEN", "STATE"), map(_peer_row, picture["peers"])
+        )
     else:
         click.echo("no peers yet: this is the only node of the mesh")
     if mesh["policy"] == "allow-all":
@@ -109,7 +118,9 @@ def _echo(config: AgentConfig, peer: str) -> tuple[dict[str, Any], float]:
 
 
 @click.command()
-@click.option("--mesh", "whole", is_flag=True, help="Also what the coordinator finds by joining both ends of each pair.")
+@click.option(
+    "--mesh", "whole", is_flag=True, help="Also what the coordinator finds by joining both ends of each pair."
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @CONFIG
 def health(whole: bool, as_json: bool, **flags: object) -> None:
@@ -132,11 +143,13 @@ def health(whole: bool, as_json: bool, **flags: object) -> None:
     if whole and not picture["link"]["connected"] and verdict is Verdict.OK:
         verdict = Verdict.UNKNOWN
     if as_json:
-        terminal.echo_json({"verdict": str(verdict), "ready": picture["ready"], "rows": picture["rows"], "findings": findings})
+        terminal.echo_json(
+            {"verdict": str(verdict), "ready": picture["ready"], "rows": picture["rows"], "findings": findings}
+        )
     else:
-        word = {Verdict.OK: "OK", Verdict.DEGRADED: "WARNING", Verdict.FAILED: "CRITICAL", Verdict.UNKNOWN: "UNKNOWN"}[verdict]
-        ok = sum(p["state"] == "ok" for p in picture["peers"])
-        said = sum(row["verdict"] == "ok" for row in picture["rows"])
-        click.echo(f"{word}: {ok} of {len(picture['peers'])} peers proven, {said} of {len(picture['rows'])} checks ok, {len(findings)} findings")
+        peers, rows = picture["peers"], picture["rows"]
+        proven = f"{sum(p['state'] == 'ok' for p in peers)} of {len(peers)} peers proven"
+        checks = f"{sum(row['verdict'] == 'ok' for row in rows)} of {len(rows)} checks ok"
+        click.echo(f"{_WORDS[verdict]}: {proven}, {checks}, {len(findings)} findings")
         print_findings(findings)
     raise click.exceptions.Exit(integrity.exit_code(verdict))

@@ -26,12 +26,12 @@ UNIT = "meshctl.service"
 PROVEN_WITHIN_S = 20.0
 
 
-def run(config: AgentConfig, token_text: str, name: str, tags: tuple[str, ...], stay: bool) -> None:
+def run(config: AgentConfig, given: str, name: str, tags: tuple[str, ...], stay: bool) -> None:
     """Join, then bring the mesh up: as a systemd unit, here, or by telling how."""
     begun = time.monotonic()
-    if token_text == "env":
-        token_text = os.environ.pop("MESHCTL_TOKEN", "")
-    token = JoinToken.parse(terminal.secret_argument(token_text, "token"))
+    if given == "env":
+        given = os.environ.pop("MESHCTL_TOKEN", "")
+    token = JoinToken.parse(terminal.secret_argument(given, "token"))
     check_name(name)
     for tag in tags:
         check_tag(tag)
@@ -62,7 +62,9 @@ async def _join(config: AgentConfig, store: Store, token: JoinToken, name: str, 
     told = candidates.local(config.endpoint, addresses, config.listen_port)
     member, resumed = await join.join(config, store, token, name, tags, told)
     node = member.node
-    click.echo(f"{'resumed' if resumed else 'joined'} mesh {member.mesh.name} as {node.name}: {node.address4}, {node.address6}")
+    click.echo(
+        f"{'resumed' if resumed else 'joined'} mesh {member.mesh.name} as {node.name}: {node.address4}, {node.address6}"
+    )
 
 
 def _need_root() -> None:
@@ -75,7 +77,9 @@ def _need_port(port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise EnvironmentFault(f"UDP port {port} is taken by another program", "meshctl join --listen-port PORT") from error
+            raise EnvironmentFault(
+                f"UDP port {port} is taken by another program", "meshctl join --listen-port PORT"
+            ) from error
 
 
 def _install_unit(config: AgentConfig) -> bool:
@@ -91,10 +95,14 @@ def _install_unit(config: AgentConfig) -> bool:
                 text = text.replace("ProtectHome=yes", "ProtectHome=read-only")
             Path("/etc/systemd/system", unit.name).write_text(text)
         subprocess.run(["systemctl", "daemon-reload"], check=True, timeout=30)
-        subprocess.run(["systemctl", "enable", "meshctl-guard.service", UNIT], check=True, timeout=30, capture_output=True)
+        subprocess.run(
+            ["systemctl", "enable", "meshctl-guard.service", UNIT], check=True, timeout=30, capture_output=True
+        )
         subprocess.run(["systemctl", "restart", UNIT], check=True, timeout=30)
     except (OSError, subprocess.SubprocessError) as error:
-        raise EnvironmentFault(f"joined, but the service could not be started: {error}", "systemctl status meshctl; or run meshctl up") from error
+        raise EnvironmentFault(
+            f"joined, but the service could not be started: {error}", "systemctl status meshctl; or run meshctl up"
+        ) from error
     return True
 
 
@@ -107,13 +115,17 @@ def _wait_proven(config: AgentConfig, begun: float) -> None:
             picture = {}
         peers = picture.get("peers", [])
         if proven := [peer for peer in peers if peer["state"] == "ok"]:
-            click.echo(f"{len(proven)} of {len(peers)} tunnels verified, the first after {time.monotonic() - begun:.1f} s")
+            click.echo(
+                f"{len(proven)} of {len(peers)} tunnels verified, the first after {time.monotonic() - begun:.1f} s"
+            )
             return
         if picture.get("ready") and not peers:
             click.echo("the mesh is up; this is its first node")
             return
         time.sleep(0.1)
-    raise UnreachableError(f"no tunnel was verified within {PROVEN_WITHIN_S:.0f} s", "meshctl status; journalctl -u meshctl")
+    raise UnreachableError(
+        f"no tunnel was verified within {PROVEN_WITHIN_S:.0f} s", "meshctl status; journalctl -u meshctl"
+    )
 
 
 def up(config: AgentConfig, begun: float | None = None) -> None:
@@ -122,7 +134,11 @@ def up(config: AgentConfig, begun: float | None = None) -> None:
     store = Store(config.state_dir)
     saved = store.membership()
     config = replace(
-        config, interface=saved.interface, listen_port=saved.listen_port, endpoint=config.endpoint or saved.endpoints, device=saved.device
+        config,
+        interface=saved.interface,
+        listen_port=saved.listen_port,
+        endpoint=config.endpoint or saved.endpoints,
+        device=saved.device,
     )
     from meshctl.agent import daemon
 
@@ -135,8 +151,17 @@ def leave(config: AgentConfig, *, force: bool) -> None:
     """Registry first, then this machine: a node that is still listed must not be gone."""
     _need_root()
     store = Store(config.state_dir)
-    if Path("/run/systemd/system").exists() and shutil.which("systemctl") and config.state_dir == AgentConfig().state_dir:
-        subprocess.run(["systemctl", "disable", "--now", UNIT, "meshctl-guard.service"], check=False, timeout=60, capture_output=True)
+    if (
+        Path("/run/systemd/system").exists()
+        and shutil.which("systemctl")
+        and config.state_dir == AgentConfig().state_dir
+    ):
+        subprocess.run(
+            ["systemctl", "disable", "--now", UNIT, "meshctl-guard.service"],
+            check=False,
+            timeout=60,
+            capture_output=True,
+        )
     elif not force and local.is_running(config):
         raise UsageError("the agent is running", "stop meshctl up first, or it would bring the mesh back")
     asyncio.run(_leave(config, store, force=force))
@@ -167,7 +192,9 @@ def plan(config: AgentConfig) -> None:
     _need_root()
     store = Store(config.state_dir)
     saved = store.membership()
-    asyncio.run(_plan(replace(config, interface=saved.interface, listen_port=saved.listen_port, device=saved.device), store))
+    asyncio.run(
+        _plan(replace(config, interface=saved.interface, listen_port=saved.listen_port, device=saved.device), store)
+    )
 
 
 async def _plan(config: AgentConfig, store: Store) -> None:

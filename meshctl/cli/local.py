@@ -36,7 +36,9 @@ def ask(config: AgentConfig, target: str, timeout_s: float = TIMEOUT_S) -> Any:
         raise EnvironmentFault("the agent's socket is for root", "sudo meshctl ...") from error
     except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
         Store(config.state_dir).membership()  # says so when this machine is in no mesh at all
-        raise UnreachableError("the agent on this machine does not answer", "systemctl status meshctl, or run meshctl up") from error
+        raise UnreachableError(
+            "the agent on this machine does not answer", "systemctl status meshctl, or run meshctl up"
+        ) from error
     finally:
         connection.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-from pathlib import Path
 
 import click
 
@@ -31,14 +30,32 @@ def _host_name() -> str:
 @click.argument("token")
 @click.option("--name", default=None, help="Name of this node in the mesh; by default the host's name.")
 @click.option("--tag", multiple=True, help="Tag, if the token allows it; repeatable.")
-@click.option("--endpoint", multiple=True, metavar="ADDRESS:PORT", help="Where others reach this node, if they cannot find out; repeatable.")
-@click.option("--listen-port", type=click.IntRange(1, 65535), default=None, help="UDP port of WireGuard.  [default: 51820]")
-@click.option("--device", type=click.Choice(["auto", "kernel", "userspace"]), default=None, help="Which WireGuard.  [default: auto]")
-@click.option("--health-listen", default=None, metavar="ADDRESS:PORT", help="Where /healthz, /readyz and /metrics are served.  [default: 127.0.0.1:9586]")
+@click.option(
+    "--endpoint",
+    multiple=True,
+    metavar="ADDRESS:PORT",
+    help="Where others reach this node, if they cannot find out; repeatable.",
+)
+@click.option(
+    "--listen-port", type=click.IntRange(1, 65535), default=None, help="UDP port of WireGuard.  [default: 51820]"
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "kernel", "userspace"]),
+    default=None,
+    help="Which WireGuard.  [default: auto]",
+)
+@click.option(
+    "--health-listen",
+    default=None,
+    metavar="ADDRESS:PORT",
+    help="Where /healthz, /readyz and /metrics are served.  [default: 127.0.0.1:9586]",
+)
 @click.option("--up", "stay", is_flag=True, help="Then run the agent here, in the foreground, instead of as a service.")
 @CONFIG
 def join(token: str, name: str | None, tag: tuple[str, ...], stay: bool, **flags: object) -> None:
-    """Make this machine a member: TOKEN, @FILE, or - for standard input (or MESHCTL_TOKEN in the environment, with TOKEN env).
+    """Make this machine a member: TOKEN, @FILE, or - for standard input (or MESHCTL_TOKEN in the environment, with
+    TOKEN env).
 
     Keys are made here and stay here. Interrupted, it goes on where it was when run again.
     """
@@ -57,7 +74,9 @@ def up(**flags: object) -> None:
 
 
 @cli.command()
-@click.option("--force", is_flag=True, help="Clean up here even if no coordinator answers; have an operator remove the node.")
+@click.option(
+    "--force", is_flag=True, help="Clean up here even if no coordinator answers; have an operator remove the node."
+)
 @CONFIG
 def leave(force: bool, **flags: object) -> None:
     """Leave the mesh: tell the registry, remove interface, routes, guard and keys."""

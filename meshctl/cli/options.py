@@ -14,13 +14,17 @@ from meshctl.config import AgentConfig
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def CONFIG(command: F) -> F:  # noqa: N802 - reads as the decorator constant it is used as
+def CONFIG(command: F) -> F:
     """--state-dir and --interface."""
-    command = click.option("--interface", default=None, help="Name of the WireGuard interface.  [default: mesh0]")(command)
+    command = click.option("--interface", default=None, help="Name of the WireGuard interface.  [default: mesh0]")(
+        command
+    )
     return click.option(
-        "--state-dir", type=click.Path(file_okay=False, path_type=Path), default=None,
+        "--state-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=None,
         help="Sealed keys, map and status socket of this node.  [default: /var/lib/meshctl]",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def settings(flags: Mapping[str, Any]) -> AgentConfig:

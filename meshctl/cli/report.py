@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from meshctl import __version__, terminal
+from meshctl import __version__
 from meshctl.cli import local
 from meshctl.cli.options import CONFIG, settings
 from meshctl.config import AgentConfig
@@ -36,7 +36,9 @@ def _lines(config: AgentConfig, count: int) -> list[str]:
 
 
 @click.command()
-@click.option("-n", "--lines", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many, from the end.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many, from the end."
+)
 @click.option("--json", "as_json", is_flag=True, help="The lines as they are stored.")
 @CONFIG
 def logs(lines: int, as_json: bool, **flags: object) -> None:
@@ -62,7 +64,14 @@ def debug() -> None:
 
 @debug.command()
 @click.option("--anonymize", is_flag=True, help="Replace addresses, keys and names by stable pseudonyms.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("meshctl-debug.tar.gz"), show_default=True, help="Where to write it.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("meshctl-debug.tar.gz"),
+    show_default=True,
+    help="Where to write it.",
+)
 @CONFIG
 def bundle(anonymize: bool, output: Path, **flags: object) -> None:
     """Collect status, events and versions in one file. Keys are never in it."""
@@ -87,7 +96,9 @@ def bundle(anonymize: bool, output: Path, **flags: object) -> None:
         output.chmod(0o600)
     except OSError as error:
         raise EnvironmentFault(f"cannot write {output}: {error.strerror}", "-o FILE") from error
-    click.echo(f"wrote {output}{', anonymised' if anonymize else ': it names nodes and addresses; --anonymize hides them'}")
+    click.echo(
+        f"wrote {output}{', anonymised' if anonymize else ': it names nodes and addresses; --anonymize hides them'}"
+    )
 
 
 def _pseudonyms(picture: dict[str, object]) -> Callable[[str], str]:

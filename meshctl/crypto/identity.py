@@ -25,7 +25,11 @@ RENEW_CONTEXT = b"meshctl/renew/v1\0"
 
 def public_key(private: PrivateKey) -> PublicKey:
     """The WireGuard public key of `private`."""
-    return PublicKey(x25519.X25519PrivateKey.from_private_bytes(private.raw).public_key().public_bytes(_RAW, serialization.PublicFormat.Raw))
+    return PublicKey(
+        x25519.X25519PrivateKey.from_private_bytes(private.raw)
+        .public_key()
+        .public_bytes(_RAW, serialization.PublicFormat.Raw)
+    )
 
 
 def compressed(key: ec.EllipticCurvePublicKey) -> bytes:
@@ -51,7 +55,11 @@ class Identity:
     def from_bytes(cls, raw: bytes) -> Identity:
         """Inverse of `to_bytes`; the caller has opened the seal."""
         number = int.from_bytes(raw[:32], "big")
-        return cls(ec.derive_private_key(number, _CURVE), PrivateKey(raw[32:64]), x25519.X25519PrivateKey.from_private_bytes(raw[64:96]))
+        return cls(
+            ec.derive_private_key(number, _CURVE),
+            PrivateKey(raw[32:64]),
+            x25519.X25519PrivateKey.from_private_bytes(raw[64:96]),
+        )
 
     def to_bytes(self) -> bytes:
         """96 bytes of private keys, to be sealed at once."""
@@ -78,7 +86,9 @@ class Identity:
 
     def state(self, mesh_id: str, serial: int) -> Statement:
         """This node's key statement for `mesh_id`."""
-        body = statement.body(mesh_id, self.device_key, public_key(self.wireguard), self.probe.public_key().public_bytes_raw(), serial)
+        body = statement.body(
+            mesh_id, self.device_key, public_key(self.wireguard), self.probe.public_key().public_bytes_raw(), serial
+        )
         return Statement(body + self.sign(body))
 
 
@@ -89,7 +99,9 @@ def verify(device_key: bytes, message: bytes, signature: bytes) -> None:
         pair = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
         key.verify(utils.encode_dss_signature(*pair), message, ec.ECDSA(hashes.SHA256()))
     except (InvalidSignature, ValueError) as error:
-        raise TrustError("a signature does not match its device key", "the data was altered on the way, or is not this node's") from error
+        raise TrustError(
+            "a signature does not match its device key", "the data was altered on the way, or is not this node's"
+        ) from error
 
 
 def check(claim: Statement, mesh_id: str, *, seen_serial: int = 0) -> None:

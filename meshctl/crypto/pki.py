@@ -1,8 +1,9 @@
 """The mesh's certificates: one CA, node leaves with a SPIFFE id, coordinator leaves (ACC-4, ENC-3).
 
-P-256 throughout (a P-384 handshake costs six times the CPU). The CA and the coordinators' leaves have no end that a wrong
-clock could reach (RFC 5280 "99991231235959Z"): a node whose clock is years off must still be able to join and renew; what protects
-them is the pinned fingerprint and that a coordinator's key never leaves its memory. Node leaves live 24 h by the coordinator's clock.
+P-256 throughout (a P-384 handshake costs six times the CPU). The CA and the coordinators' leaves have no end that a
+wrong clock could reach (RFC 5280 "99991231235959Z"): a node whose clock is years off must still be able to join and
+renew; what protects them is the pinned fingerprint and that a coordinator's key never leaves its memory. Node leaves
+live 24 h by the coordinator's clock.
 """
 
 from __future__ import annotations
@@ -54,9 +55,16 @@ def _name(text: str) -> x509.Name:
 
 def _usage(*, ca: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not ca, key_cert_sign=ca, crl_sign=ca, content_commitment=False, key_encipherment=False,
-        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
+        digital_signature=not ca,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def make_ca(mesh_id: str) -> tuple[Key, bytes]:
@@ -71,8 +79,16 @@ def make_ca(mesh_id: str) -> tuple[Key, bytes]:
     return key, builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
-def _leaf(ca_key: Key, ca: bytes, public: ec.EllipticCurvePublicKey, name: str, san: x509.GeneralName, purposes: list[x509.ObjectIdentifier],
-          begin: dt.datetime, end: dt.datetime) -> bytes:  # fmt: skip
+def _leaf(
+    ca_key: Key,
+    ca: bytes,
+    public: ec.EllipticCurvePublicKey,
+    name: str,
+    san: x509.GeneralName,
+    purposes: list[x509.ObjectIdentifier],
+    begin: dt.datetime,
+    end: dt.datetime,
+) -> bytes:
     issuer = x509.load_der_x509_certificate(ca)
     builder = x509.CertificateBuilder().subject_name(_name(name)).issuer_name(issuer.subject).public_key(public)
     builder = builder.serial_number(x509.random_serial_number()).not_valid_before(begin).not_valid_after(end)
@@ -80,11 +96,22 @@ def _leaf(ca_key: Key, ca: bytes, public: ec.EllipticCurvePublicKey, name: str, 
     builder = builder.add_extension(_usage(ca=False), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
     builder = builder.add_extension(x509.SubjectAlternativeName([san]), critical=False)
-    builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+    builder = builder.add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
+    )
     return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
-def issue_node(ca_key: Key, ca: bytes, mesh_id: str, device_key: bytes, node: str, *, now: float, life_s: float = limits.CERTIFICATE_LIFE_S) -> bytes:
+def issue_node(
+    ca_key: Key,
+    ca: bytes,
+    mesh_id: str,
+    device_key: bytes,
+    node: str,
+    *,
+    now: float,
+    life_s: float = limits.CERTIFICATE_LIFE_S,
+) -> bytes:
     """A node's client certificate (DER), for its compressed P-256 device key."""
     public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), device_key)
     begin, end = (dt.datetime.fromtimestamp(at, dt.UTC) for at in (now - limits.CERTIFICATE_BACKDATE_S, now + life_s))
@@ -96,7 +123,9 @@ def issue_coordinator(ca_key: Key, ca: bytes) -> tuple[Key, bytes]:
     """A coordinator's own server leaf, made anew at each start and held in memory only."""
     key = new_key()
     san = x509.DNSName(COORDINATOR_NAME)
-    return key, _leaf(ca_key, ca, key.public_key(), COORDINATOR_NAME, san, [ExtendedKeyUsageOID.SERVER_AUTH], ALWAYS, EVER)
+    return key, _leaf(
+        ca_key, ca, key.public_key(), COORDINATOR_NAME, san, [ExtendedKeyUsageOID.SERVER_AUTH], ALWAYS, EVER
+    )
 
 
 def pem(der: bytes) -> bytes:
@@ -106,12 +135,16 @@ def pem(der: bytes) -> bytes:
 
 def key_pem(key: Key) -> bytes:
     """A private key as PEM, for a TLS library that wants it so; never for a file that is not sealed."""
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def key_der(key: Key) -> bytes:
     """A private key as DER, to be sealed."""
-    return key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def load_key(der: bytes) -> Key:

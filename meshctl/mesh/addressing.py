@@ -25,7 +25,9 @@ def next4(prefix: IPv4Network, taken: Container[IPv4Address], start: int = 0) ->
         address = prefix.network_address + 1 + (start + offset) % hosts
         if address not in taken:
             return address
-    raise RefusedError(f"no free address in {prefix}", "remove nodes that are gone, or make the mesh anew with a wider --prefix4")
+    raise RefusedError(
+        f"no free address in {prefix}", "remove nodes that are gone, or make the mesh anew with a wider --prefix4"
+    )
 
 
 def address6(prefix: IPv6Network, node: NodeId) -> IPv6Address:

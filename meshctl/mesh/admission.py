@@ -54,7 +54,7 @@ class Request:
     tags: tuple[str, ...] = ()
 
 
-NEW_TOKEN = "ask the operator for a new one: mesh-coordinator token create"
+ASK_AGAIN = "ask the operator for a new one: mesh-coordinator token create"
 
 
 def decide(
@@ -70,20 +70,24 @@ def decide(
     """Admit or refuse. `member`: this device is registered already, so a join that was cut off is being resumed.
     `tombstone`: why this very device left before ("revoked", "removed", "left"), or None. `now` in unix seconds."""
     if token is None or not secret_matches:
-        return Refused("token-unknown", "this mesh knows no such token", "check that it was copied whole; " + NEW_TOKEN)
+        return Refused("token-unknown", "this mesh knows no such token", "check that it was copied whole; " + ASK_AGAIN)
     if tombstone == "revoked":
-        return Refused("node-revoked", f"node {request.node} was revoked", "it cannot join again with this identity; " + NEW_TOKEN)
+        return Refused(
+            "node-revoked", f"node {request.node} was revoked", "it cannot join again with this identity; " + ASK_AGAIN
+        )
     if member:
         return Admitted(token, resumed=True, tags=())
     if token.revoked:
-        return Refused("token-revoked", "this token was revoked", NEW_TOKEN)
+        return Refused("token-revoked", "this token was revoked", ASK_AGAIN)
     if now >= token.expires:
-        return Refused("token-expired", f"this token expired {now - token.expires:.0f} s ago", NEW_TOKEN)
+        return Refused("token-expired", f"this token expired {now - token.expires:.0f} s ago", ASK_AGAIN)
     if token.uses < 1:
-        return Refused("token-used", "this token was used already", NEW_TOKEN)
+        return Refused("token-used", "this token was used already", ASK_AGAIN)
     if name_taken:
         return Refused("name-taken", f"the name {request.name!r} is taken", "choose another: meshctl join --name NAME")
     if extra := set(request.tags) - set(token.tags):
-        return Refused("tag-denied", f"this token does not allow the tag {min(extra)!r}", "mesh-coordinator token create --tag")
+        return Refused(
+            "tag-denied", f"this token does not allow the tag {min(extra)!r}", "mesh-coordinator token create --tag"
+        )
     spent = replace(token, uses=token.uses - 1, used_by=(*token.used_by, request.node)[-64:])
     return Admitted(spent, resumed=False, tags=request.tags or token.tags)

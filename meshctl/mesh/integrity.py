@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from meshctl.mesh import limits
 from meshctl.mesh.model import NodeId
@@ -124,8 +124,7 @@ class Reading:
             object.__setattr__(self, "evidence", self.evidence[: _EVIDENCE_CHARS - 3] + "...")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """What holds of one expected claim now. `because` names the failed check that explains this one's silence."""
 
     code: str
@@ -200,8 +199,8 @@ def handshake(peer: NodeId, age_s: float | None, sent: bool, *, now: float) -> R
 def path(peer: NodeId, echo: Echo, *, now: float) -> Reading:
     """Echo statistics. The reading is as old as the last finished test."""
     at = now if echo.tested_at is None else echo.tested_at
-    answered = "none ever" if echo.last_ok_at is None else f"the last {_ago(now - echo.last_ok_at)}"
     if echo.missed >= DOWN_AFTER:
+        answered = "none ever" if echo.last_ok_at is None else f"the last {_ago(now - echo.last_ok_at)}"
         words = f"{echo.missed} echoes in a row unanswered, {answered} came back"
         return Reading(PATH, peer, Verdict.FAILED, at, words)
     if echo.last_ok_at is None:
@@ -306,7 +305,7 @@ def _row(key: Key, reading: Reading | None, coverage_s: float, now: float) -> Ro
 
 def _explained(row: Row, rows: Mapping[Key, Row]) -> Row:
     cause = _cause(row.code, row.subject, rows)
-    return replace(row, verdict=Verdict.UNKNOWN, evidence=f"because of {cause}", because=cause) if cause else row
+    return row._replace(verdict=Verdict.UNKNOWN, evidence=f"because of {cause}", because=cause) if cause else row
 
 
 def _cause(code: str, subject: str, rows: Mapping[Key, Row]) -> str:
@@ -327,7 +326,7 @@ def track(
     for row in rows:
         finding = known.pop((row.code, row.subject), None)
         if row.verdict is Verdict.OK:
-            if finding and finding.opened_at is not None:
+            if finding is not None and finding.opened_at is not None:
                 closed.append(replace(finding, at=now, evidence=row.evidence))
         elif row.verdict is Verdict.UNKNOWN:
             if finding and finding.opened_at is not None:

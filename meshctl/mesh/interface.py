@@ -68,7 +68,9 @@ class Interface:
     def __post_init__(self) -> None:
         clash = overlap(self.peers.values())
         if clash:
-            raise ProtocolError(f"two peers claim {clash}", "the registry holds overlapping addresses: report this mesh")
+            raise ProtocolError(
+                f"two peers claim {clash}", "the registry holds overlapping addresses: report this mesh"
+            )
 
 
 def overlap(peers: Iterable[Peer]) -> Network | None:

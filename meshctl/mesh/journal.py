@@ -1,8 +1,10 @@
-"""The shared log of the roster: what changed since revision r? One log for all streams, conflated by construction (NET-2).
+"""The shared log of the roster: what changed since revision r? One log for all streams, conflated by construction
+(NET-2).
 
 Each node appears once, at its last change, so the log is as long as the roster plus its tombstones and never needs a
 snapshot to catch up with itself: after a restart it is rebuilt from the registry and old cursors still work. Values are
-the encoded bytes of each node, made once. `floor` is the oldest revision a cursor may have: tombstones below were swept.
+the encoded bytes of each node, made once. `floor` is the oldest revision a cursor may have: tombstones below were
+swept.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class _Secret(_Key):
         return base64.b64encode(self.raw).decode()
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and hmac.compare_digest(self.raw, other.raw)  # type: ignore[attr-defined]
+        return type(other) is type(self) and hmac.compare_digest(self.raw, other.raw)
 
     def __hash__(self) -> int:
         return hash((type(self), self.raw))

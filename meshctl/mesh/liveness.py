@@ -1,9 +1,9 @@
 """Is a peer up, and if not: when is its next handshake attempt due, and at which endpoint? (NET-3, NET-8)
 
 **Law: one side only starts the handshake of a new pair.** Two initiations that cross overwrite each other's state and
-both ends retry 5.000 s later in lock-step, for ever (measured). The node that joined later leads: it tries at once. The other
-follows 2.5 s after, every 5 s, so that a leader that cannot reach it (NAT, firewall) is met half-way. Each attempt
-takes the next candidate. A jitter computed from the pair breaks what lock-step may remain.
+both ends retry 5.000 s later in lock-step, for ever (measured). The node that joined later leads: it tries at once.
+The other follows 2.5 s after, every 5 s, so that a leader that cannot reach it (NAT, firewall) is met half-way. Each
+attempt takes the next candidate. A jitter computed from the pair breaks what lock-step may remain.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _PREFERENCE = {Origin.CONFIGURED: 1, Origin.PEER: 2, Origin.LOCAL: 3, Origin.COO
 
 
 def is_alive(session: Session | None, *, now: float) -> bool:
-    """A session younger than REJECT_AFTER_TIME still carries packets. `now` is wall clock, as WireGuard's stamps are."""
-    return session is not None and 0 < session.last_handshake and now - session.last_handshake < limits.REJECT_AFTER_S
+    """A session younger than REJECT_AFTER_TIME carries packets. `now` is wall clock, as WireGuard's stamps are."""
+    return session is not None and session.last_handshake > 0 and now - session.last_handshake < limits.REJECT_AFTER_S
 
 
 def order(candidates: Sequence[Candidate], local: Sequence[Network]) -> tuple[Endpoint, ...]:
@@ -56,7 +56,7 @@ def first(leader: bool, *, now: float) -> Attempts:
 
 
 def tried(attempts: Attempts, leader: bool, pair: bytes) -> Attempts:
-    """After one attempt: when the next is due. `pair` is any constant of this end of the pair, the seed of its jitter."""
+    """After one attempt: when the next is due. `pair`, any constant of this end of the pair, seeds the jitter."""
     made = attempts.made + 1
     if leader and made < len(limits.LEADER_ATTEMPTS_S):
         return replace(attempts, made=made, next_at=attempts.since + limits.LEADER_ATTEMPTS_S[made])

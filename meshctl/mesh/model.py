@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from ipaddress import IPv4Address, IPv6Address, IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final, NewType, assert_never
 
 from meshctl.errors import ProtocolError
@@ -29,7 +29,8 @@ _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 def node_id(device_key: bytes) -> NodeId:
     """The id of the node that holds `device_key` (33 bytes, compressed P-256 point): the hash of the key.
 
-    120 bits of SHA-256. Because the id *is* the key, nobody, coordinator included, can put another key under a known id.
+    120 bits of SHA-256. Because the id *is* the key, nobody, coordinator included, can put another key under a known
+    id.
     """
     return NodeId(base64.b32encode(hashlib.sha256(device_key).digest()[:15]).decode().lower())
 
@@ -37,7 +38,9 @@ def node_id(device_key: bytes) -> NodeId:
 def check_name(name: str) -> str:
     """A node's name is a DNS label. Returns it; raises ProtocolError."""
     if not _NAME.fullmatch(name):
-        raise ProtocolError(f"{name!r} is not a node name", "use 1 to 63 of a-z, 0-9 and -, not starting or ending with -")
+        raise ProtocolError(
+            f"{name!r} is not a node name", "use 1 to 63 of a-z, 0-9 and -, not starting or ending with -"
+        )
     return name
 
 

@@ -1,7 +1,8 @@
 """What must change? `diff(observed, desired)` -> the smallest tuple of steps; each prints as a sentence (NET-3).
 
-`meshctl plan` prints exactly the objects that reconcile applies. Guard first and add before remove, so that no moment is
-open or without a tunnel. A live session's endpoint is never overwritten: the endpoint is an observation while it lives.
+`meshctl plan` prints exactly the objects that reconcile applies. Guard first and add before remove, so that no moment
+is open or without a tunnel. A live session's endpoint is never overwritten: the endpoint is an observation while it
+lives.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class SetGuard:
     prefixes: frozenset[Network]
 
     def __str__(self) -> str:
-        return f"guard {', '.join(str(p) for p in sorted(self.prefixes, key=network_order))}: only {self.interface} may carry them"
+        prefixes = ", ".join(str(p) for p in sorted(self.prefixes, key=network_order))
+        return f"guard {prefixes}: only {self.interface} may carry them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,9 @@ class AddPeer:
 
 @dataclass(frozen=True, slots=True)
 class UpdatePeer:
-    """Change a peer in place: sessions, counters and what is not named stay. `peer` is the result, `changed` names fields."""
+    """Change a peer in place: sessions, counters and what is not named stay. `peer` is the result, `changed` names
+    fields.
+    """
 
     peer: Peer
     changed: tuple[str, ...]
@@ -158,9 +162,21 @@ class RemovePeer:
 
 
 Step = (
-    SetGuard | CreateInterface | SetPrivateKey | SetListenPort | SetMtu | SetUp | AddAddress | RemoveAddress
-    | AddRoute | RemoveRoute | AddPeer | UpdatePeer | RestartPeer | RemovePeer
-)  # fmt: skip
+    SetGuard
+    | CreateInterface
+    | SetPrivateKey
+    | SetListenPort
+    | SetMtu
+    | SetUp
+    | AddAddress
+    | RemoveAddress
+    | AddRoute
+    | RemoveRoute
+    | AddPeer
+    | UpdatePeer
+    | RestartPeer
+    | RemovePeer
+)
 
 
 def diff(

@@ -40,7 +40,9 @@ class JoinToken:
         """Inverse of `text`. Raises UsageError, saying whether the text is no token at all or damaged."""
         text = text.strip()
         if not text.startswith(PREFIX):
-            raise UsageError("this is not a join token", f"a token starts with {PREFIX!r}; pass TOKEN, @FILE or - for standard input")
+            raise UsageError(
+                "this is not a join token", f"a token starts with {PREFIX!r}; pass TOKEN, @FILE or - for standard input"
+            )
         body = text.removeprefix(PREFIX)
         try:
             raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))

@@ -24,7 +24,9 @@ class Me:
     keepalive_s: int = 0  # 0 = no NAT seen
 
 
-def desired(mesh: MeshInfo, roster: Roster, me: Me, self_node: Node, psks: dict[NodeId, PresharedKey] | None = None) -> Interface:
+def desired(
+    mesh: MeshInfo, roster: Roster, me: Me, self_node: Node, psks: dict[NodeId, PresharedKey] | None = None
+) -> Interface:
     """The interface of `me` in a mesh of `roster`.
 
     Raises ProtocolError when two nodes of the roster claim one address: the caller keeps the interface it has.

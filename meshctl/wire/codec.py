@@ -1,7 +1,7 @@
 """Messages <-> values of the core: the only hand-written code that touches generated protobuf (NET-2).
 
-Decoders raise ProtocolError on anything malformed. Encoders return bytes or message objects that callers treat as opaque.
-What nodes sign or hash is never re-encoded: it travels as the bytes it was.
+Decoders raise ProtocolError on anything malformed. Encoders return bytes or message objects that callers treat as
+opaque. What nodes sign or hash is never re-encoded: it travels as the bytes it was.
 """
 
 from __future__ import annotations
@@ -95,9 +95,15 @@ def decode_node(chunk: bytes) -> Node:
 def mesh_message(mesh: MeshInfo) -> pb.MeshInfo:
     """What every member knows of the mesh."""
     return pb.MeshInfo(
-        id=mesh.id, name=mesh.name, prefix4=str(mesh.prefix4), prefix6=str(mesh.prefix6),
-        coordinators=mesh.coordinators, ca=mesh.ca, incarnation=mesh.incarnation, policy=mesh.policy,
-    )  # fmt: skip
+        id=mesh.id,
+        name=mesh.name,
+        prefix4=str(mesh.prefix4),
+        prefix6=str(mesh.prefix6),
+        coordinators=mesh.coordinators,
+        ca=mesh.ca,
+        incarnation=mesh.incarnation,
+        policy=mesh.policy,
+    )
 
 
 def mesh_info(message: pb.MeshInfo) -> MeshInfo:
@@ -106,7 +112,14 @@ def mesh_info(message: pb.MeshInfo) -> MeshInfo:
     if prefix4.version != 4 or prefix6.version != 6:
         raise ProtocolError("mesh prefixes of the wrong family")
     return MeshInfo(
-        message.id, message.name, prefix4, prefix6, tuple(message.coordinators), message.ca, message.incarnation, message.policy
+        message.id,
+        message.name,
+        prefix4,
+        prefix6,
+        tuple(message.coordinators),
+        message.ca,
+        message.incarnation,
+        message.policy,
     )
 
 
@@ -157,9 +170,15 @@ class JoinAsk:
 def encode_join(ask: JoinAsk) -> bytes:
     """The body to sign."""
     return pb.JoinRequest(
-        nonce=ask.nonce, token_id=ask.token_id, token_secret=ask.token_secret, name=ask.name, tags=ask.tags,
-        statement=ask.statement.signed, candidates=[candidate_message(c) for c in ask.candidates], release=__version__,
-    ).SerializeToString()  # fmt: skip
+        nonce=ask.nonce,
+        token_id=ask.token_id,
+        token_secret=ask.token_secret,
+        name=ask.name,
+        tags=ask.tags,
+        statement=ask.statement.signed,
+        candidates=[candidate_message(c) for c in ask.candidates],
+        release=__version__,
+    ).SerializeToString()
 
 
 def decode_join(body: bytes) -> JoinAsk:
@@ -215,7 +234,7 @@ def joined_message(membership: Membership) -> pb.Joined:
 def joined(message: pb.Joined) -> Membership:
     """Inverse of `joined_message`."""
     with strict("join answer"):
-        return Membership(message.certificate, mesh_info(message.mesh), node(getattr(message, "self")), message.resumed)
+        return Membership(message.certificate, mesh_info(message.mesh), node(message.self), message.resumed)
 
 
 def renewed_message(certificate: bytes, mesh: MeshInfo) -> pb.Renewed:
@@ -232,7 +251,7 @@ def renewed(message: pb.Renewed) -> tuple[bytes, MeshInfo]:
 # ---- what people read: findings, tokens, node states -----------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class FindingRow:
-    """A finding as it travels: catalogue code, subject node id ("" = the node itself), verdict, times in unix seconds."""
+    """A finding as it travels. `subject` is a node id, or empty for the node itself; times in unix seconds."""
 
     code: str
     subject: str
@@ -244,7 +263,10 @@ class FindingRow:
 
 def finding_messages(rows: Iterable[FindingRow]) -> list[pb.Finding]:
     """Findings for Up and for NodeState."""
-    return [pb.Finding(code=r.code, subject=r.subject, verdict=r.verdict, since=r.since, at=r.at, evidence=r.evidence[:256]) for r in rows]
+    return [
+        pb.Finding(code=r.code, subject=r.subject, verdict=r.verdict, since=r.since, at=r.at, evidence=r.evidence[:256])
+        for r in rows
+    ]
 
 
 def finding_rows(messages: Iterable[pb.Finding]) -> tuple[FindingRow, ...]:

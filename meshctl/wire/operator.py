@@ -1,4 +1,6 @@
-"""What operators and coordinators say to each other, as values (OPS-4, ACC-5). Beside codec.py, for the Operator service."""
+"""What operators and coordinators say to each other, as values (OPS-4, ACC-5). Beside codec.py, for the Operator
+service.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from meshctl.wire.v1 import mesh_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """A node as operators see it. `since` (unix s): when it connected, or was last seen, by this coordinator; 0 = never."""
+    """A node as operators see it. `since` (unix s): when it connected, or was last seen, by this coordinator; 0 =
+    never.
+    """
 
     node: Node
     connected: bool
@@ -56,12 +60,19 @@ def tokens_message(tokens: Iterable[Token]) -> pb.Tokens:
     return pb.Tokens(
         tokens=[
             pb.Token(
-                id=t.id, created=t.created, expires=t.expires, uses=t.uses, tags=t.tags, ephemeral=t.ephemeral,
-                revoked=t.revoked, used_by=t.used_by, note=t.note,
+                id=t.id,
+                created=t.created,
+                expires=t.expires,
+                uses=t.uses,
+                tags=t.tags,
+                ephemeral=t.ephemeral,
+                revoked=t.revoked,
+                used_by=t.used_by,
+                note=t.note,
             )
             for t in tokens
         ]
-    )  # fmt: skip
+    )
 
 
 def tokens(message: pb.Tokens) -> tuple[Token, ...]:
@@ -103,12 +114,19 @@ def states_message(states: Iterable[NodeState], revision: int) -> pb.NodeStates:
         revision=revision,
         nodes=[
             pb.NodeState(
-                node=codec.node_message(s.node), connected=s.connected, since=s.since, applied=s.applied, digest_ok=s.digest_ok,
-                verdict=s.verdict, ephemeral=s.ephemeral, findings=codec.finding_messages(s.findings), seen_address=s.seen_address,
+                node=codec.node_message(s.node),
+                connected=s.connected,
+                since=s.since,
+                applied=s.applied,
+                digest_ok=s.digest_ok,
+                verdict=s.verdict,
+                ephemeral=s.ephemeral,
+                findings=codec.finding_messages(s.findings),
+                seen_address=s.seen_address,
             )
             for s in states
         ],
-    )  # fmt: skip
+    )
 
 
 def states(message: pb.NodeStates) -> tuple[NodeState, ...]:
@@ -116,19 +134,32 @@ def states(message: pb.NodeStates) -> tuple[NodeState, ...]:
     with strict("list of nodes"):
         return tuple(
             NodeState(
-                codec.node(m.node), m.connected, m.since, m.applied, m.digest_ok, m.verdict, m.ephemeral,
-                codec.finding_rows(m.findings), m.seen_address,
+                codec.node(m.node),
+                m.connected,
+                m.since,
+                m.applied,
+                m.digest_ok,
+                m.verdict,
+                m.ephemeral,
+                codec.finding_rows(m.findings),
+                m.seen_address,
             )
             for m in message.nodes
-        )  # fmt: skip
+        )
 
 
 def status_message(state: CoordinatorState) -> pb.CoordinatorStatus:
     """For Status."""
     return pb.CoordinatorStatus(
-        mesh=codec.mesh_message(state.mesh), revision=state.revision, nodes=state.nodes, connected=state.connected,
-        converged=state.converged, started=state.started, release=state.release, etcd=state.etcd,
-    )  # fmt: skip
+        mesh=codec.mesh_message(state.mesh),
+        revision=state.revision,
+        nodes=state.nodes,
+        connected=state.connected,
+        converged=state.converged,
+        started=state.started,
+        release=state.release,
+        etcd=state.etcd,
+    )
 
 
 def status(m: pb.CoordinatorStatus) -> CoordinatorState:

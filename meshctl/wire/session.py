@@ -64,7 +64,12 @@ def gone_field(node: str) -> bytes:
 
 
 def frames(
-    changes: Iterable[tuple[str, bytes | None]], from_revision: int, to_revision: int, map_hash: bytes, *, snapshot: bool = False
+    changes: Iterable[tuple[str, bytes | None]],
+    from_revision: int,
+    to_revision: int,
+    map_hash: bytes,
+    *,
+    snapshot: bool = False,
 ) -> list[bytes]:
     """Changes as one or more frames of at most SNAPSHOT_NODES_PER_FRAME nodes; the last one carries the map's hash."""
     fields = [gone_field(node) if chunk is None else put_field(chunk) for node, chunk in changes]
@@ -74,9 +79,12 @@ def frames(
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
         head = pb.Down(
-            from_revision=from_revision, to_revision=to_revision, snapshot=snapshot and index == 0,
-            more=not last, map_hash=map_hash if last else b"",
-        )  # fmt: skip
+            from_revision=from_revision,
+            to_revision=to_revision,
+            snapshot=snapshot and index == 0,
+            more=not last,
+            map_hash=map_hash if last else b"",
+        )
         out.append(head.SerializeToString() + b"".join(part))
     return out
 
@@ -128,7 +136,9 @@ def decode_down(raw: bytes) -> DownFrame:
     with strict("frame"):
         m = pb.Down.FromString(raw)
         h = m.heartbeat
-        beat = Beat(h.now, h.revision, codec.finding_rows(h.findings), h.seen_address) if m.HasField("heartbeat") else None
+        beat = (
+            Beat(h.now, h.revision, codec.finding_rows(h.findings), h.seen_address) if m.HasField("heartbeat") else None
+        )
         mesh = codec.mesh_info(m.mesh) if m.HasField("mesh") else None
         return DownFrame(
             tuple(m.put), tuple(m.gone), m.from_revision, m.to_revision, m.map_hash, m.snapshot, m.more, beat, mesh
@@ -151,7 +161,9 @@ def encode_up(frame: UpFrame) -> pb.Up:
     up = pb.Up(again=frame.again)
     if frame.resume is not None:
         incarnation, revision, map_hash = frame.resume
-        up.resume.CopyFrom(pb.Resume(hello=codec.hello(), incarnation=incarnation, revision=revision, map_hash=map_hash))
+        up.resume.CopyFrom(
+            pb.Resume(hello=codec.hello(), incarnation=incarnation, revision=revision, map_hash=map_hash)
+        )
     if frame.applied is not None:
         revision, digest, verdict = frame.applied
         up.applied.CopyFrom(pb.Applied(revision=revision, digest=digest, verdict=verdict))

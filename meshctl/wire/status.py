@@ -36,11 +36,19 @@ def details(error: MeshError) -> str:
     return f"{error.what}\n{error.hint}"
 
 
-def error(status: grpc.RpcError, whom: str) -> MeshError:
+def error(status: BaseException, whom: str) -> MeshError:
     """A failed call as the error the other side meant. `whom` names it where it could not speak for itself."""
-    found = status.code() if isinstance(status, grpc.Call | grpc.aio.AioRpcError) else grpc.StatusCode.UNKNOWN
-    text = (status.details() or "") if isinstance(status, grpc.Call | grpc.aio.AioRpcError) else str(status)
-    if found in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED} and "\n" not in text:
+    if isinstance(status, grpc.Call | grpc.aio.AioRpcError):
+        return meant(status.code(), status.details() or "", whom)
+    return meant(grpc.StatusCode.UNKNOWN, str(status), whom)
+
+
+def meant(found: grpc.StatusCode, text: str, whom: str) -> MeshError:
+    """The error behind a status and its details."""
+    if (
+        found in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+        and "\n" not in text
+    ):
         return UnreachableError(f"{whom} does not answer", "is it running, and is its port open from here?")
     what, _, hint = text.partition("\n")
     kind = next((k for k, c in _CODES if c is found), MeshError)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import socket
+import ssl
 import statistics
 import sys
 import tempfile
@@ -24,7 +25,7 @@ import uvloop
 from coordinator import tls as server_tls
 from meshctl.crypto import pki
 from tests.harness import tls
-from tests.harness.front import running
+from tests.harness.front import Streams, running
 
 CALLS = 1000
 HANDSHAKES = 300
@@ -112,64 +113,116 @@ async def unary_ms(channel: grpc.aio.Channel) -> float:
     return statistics.median([await timed(lambda: call(b"")) for _ in range(CALLS)]) * 1e3
 
 
-async def measure(server: Server, port: int) -> None:
-    """All figures, in the order of the table in the README."""
-    ca, node = server.member()
-    context = tls.client_context("h2", ca=ca)
-    server_tls._load_leaf(context, server_tls.Credentials(ca, node.certificate, node.key))
+def handshake_cpu_ms() -> float:
+    """Median CPU of a server's share of one mutual handshake, without sockets."""
+    mesh = tls.Mesh()
+    node, context = mesh.node(), server_tls.server_context(mesh.credentials())
+    dialler = client_context(mesh.ca, node)
+    spent = []
+    for _ in range(HANDSHAKES):
+        up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server, client = context.wrap_bio(up, down, server_side=True), dialler.wrap_bio(down, up)
+        total = 0.0
+        for last in (False, True):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+            begin = time.thread_time()
+            with contextlib.suppress(ssl.SSLWantReadError):
+                server.do_handshake()
+            if last:
+                server_tls.client_of(server.getpeercert(binary_form=True), mesh.id)
+            total += time.thread_time() - begin
+        spent.append(total)
+    return statistics.median(spent) * 1e3
 
-    async def handshake() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+
+def client_context(ca: bytes, node: tls.Node) -> ssl.SSLContext:
+    """Python's own TLS as a member."""
+    context = tls.client_context("h2", ca=ca)
+    server_tls.load_leaf(context, server_tls.Credentials(ca, node.certificate, node.key))
+    return context
+
+
+class Bench:
+    """The measurements against one server."""
+
+    def __init__(self, server: Server, port: int) -> None:
+        self.server, self.port = server, port
+        self.ca, self.node = server.member()
+        self.context = client_context(self.ca, self.node)
+
+    async def dial(self) -> Streams:
+        """A connection that grpc has answered."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.context)
         writer.write(tls.HTTP2_PREFACE)
         await reader.read(9)
         return reader, writer
 
-    _, warm = await handshake()
-    warm.transport.abort()
-    before, took = server.cpu_s(), []
-    for _ in range(HANDSHAKES):
-        begin = time.perf_counter()
-        _, writer = await handshake()
-        took.append(time.perf_counter() - begin)
-        writer.transport.abort()
-    cpu = (server.cpu_s() - before) / HANDSHAKES
-    show("connect (TLS, identity, first HTTP/2 frame)", f"{cpu * 1e3:.2f} ms CPU, {spread(took)}")
+    async def quiet(self) -> None:
+        """Wait until the front holds no connection."""
+        for _ in range(200):
+            if await self.server.ask("live") == "0":
+                return
+            await asyncio.sleep(0.05)
+        raise TimeoutError("the front still holds connections")
 
-    async with tls.channel(port, ca, node) as through, grpc.aio.insecure_channel(f"unix:{server.backend}") as direct:
-        front, bare = await unary_ms(through), await unary_ms(direct)
+    async def connects(self) -> None:
+        _, warm = await self.dial()
+        warm.transport.abort()
+        before, took = self.server.cpu_s(), []
+        for _ in range(HANDSHAKES):
+            begin = time.perf_counter()
+            _, writer = await self.dial()
+            took.append(time.perf_counter() - begin)
+            writer.transport.abort()
+        cpu = (self.server.cpu_s() - before) / HANDSHAKES
+        show("connect, with grpc's first frame", f"{cpu * 1e3:.2f} ms CPU, {spread(took)}")
+
+    async def calls(self) -> None:
+        target = f"unix:{self.server.backend}"
+        async with tls.channel(self.port, self.ca, self.node) as fronted, grpc.aio.insecure_channel(target) as direct:
+            front, bare = await unary_ms(fronted), await unary_ms(direct)
         show("unary p50", f"{front:.2f} ms, direct {bare:.2f} ms, ratio {front / bare:.2f}")
+
+    async def flood(self) -> None:
+        flood = [socket.create_connection(("127.0.0.1", self.port)) for _ in range(HALF_OPEN)]
+        opened, waits = time.perf_counter(), []
+        for end in flood:
+            end.send(tls.client_hello()[:100])
+        for _ in range(10):
+            async with tls.channel(self.port, self.ca, self.node) as channel:
+                waits.append(await timed(lambda: channel.unary_unary("/test/Echo")(b"")))
+        show(f"good client behind {HALF_OPEN} half-open ones", spread(waits))
+        await asyncio.to_thread(_end_of, flood[-1])
+        show("silent client gone after", f"{time.perf_counter() - opened:.2f} s")
+        for end in flood:
+            end.close()
+
+    async def cuts(self) -> None:
+        took = []
+        for _ in range(CUTS):
+            reader, writer = await self.dial()
+            begin = float(await self.server.ask("cut"))
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(65536):
+                    pass
+            took.append(time.perf_counter() - begin)
+            writer.transport.abort()
+        show(f"cut, from order to the client's end, {CUTS} times", spread(took))
+
+
+async def measure(server: Server, port: int) -> None:
+    """All figures."""
+    bench = Bench(server, port)
+    show("handshake, arithmetic alone", f"{handshake_cpu_ms():.2f} ms CPU")
+    await bench.connects()
+    await bench.calls()
     show("reload of credentials", f"{float(await server.ask('reload')) * 1e3:.1f} ms")
-
-    while await server.ask("live") != "0":
-        await asyncio.sleep(0.05)
+    await bench.quiet()
     descriptors = server.descriptors()
-    flood = [socket.create_connection(("127.0.0.1", port)) for _ in range(HALF_OPEN)]
-    opened = time.perf_counter()
-    for end in flood:
-        end.send(tls.client_hello()[:100])
-    waits = []
-    for _ in range(10):
-        async with tls.channel(port, ca, node) as channel:
-            waits.append(await timed(lambda: channel.unary_unary("/test/Echo")(b"")))
-    show(f"good client behind {HALF_OPEN} half-open ones", spread(waits))
-    await asyncio.to_thread(_end_of, flood[-1])
-    show("silent client gone after", f"{time.perf_counter() - opened:.2f} s")
-    for end in flood:
-        end.close()
-
-    cuts = []
-    for _ in range(CUTS):
-        reader, writer = await handshake()
-        begin = float(await server.ask("cut"))
-        with contextlib.suppress(ConnectionError):
-            while await reader.read(65536):
-                pass
-        cuts.append(time.perf_counter() - begin)
-        writer.transport.abort()
-    show(f"cut, from order to the client's end, {CUTS} times", spread(cuts))
-
-    while await server.ask("live") != "0":
-        await asyncio.sleep(0.05)
+    await bench.flood()
+    await bench.cuts()
+    await bench.quiet()
     show("descriptors leaked", f"{server.descriptors() - descriptors}")
     show("refused", await server.ask("refused"))
 

@@ -2,8 +2,8 @@
 
     python tests/bench/prober.py
 
-Prints microseconds of CPU per echo (ping sent, answered, answer taken), the same for a bare asyncio-less UDP echo, their ratio,
-and what the schedule of a node with 100 and 1,000 peers costs, as a share of one core: its own pings and the answers to others'.
+Prints microseconds of CPU per echo (ping sent, answered, answer taken), the same for a bare UDP echo, their ratio, and
+what a node with 100 and 1,000 peers pays for the schedule, as a share of one core: its pings, its answers to others'.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from meshctl.agent.prober import Prober
 from meshctl.crypto.identity import Identity
 from meshctl.mesh import integrity, limits, probe
 from meshctl.mesh.model import Endpoint, Node, NodeId, Roster
+from meshctl.mesh.probe import Echo
 from meshctl.mesh.schedule import schedule
 
 ECHOES, AT_ONCE = 20_000, 4
@@ -33,7 +34,8 @@ class Ticking:
 
 
 def node(identity: Identity, number: int) -> Node:
-    v4, v6 = IPv4Address(f"127.77.{number // 200}.{1 + number % 200}"), IPv6Address(f"::ffff:127.78.0.{1 + number % 200}")
+    place = f"{number // 200}.{1 + number % 200}"
+    v4, v6 = IPv4Address(f"127.77.{place}"), IPv6Address(f"::ffff:127.78.{place}")
     return Node(identity.id, f"n{number}", v4, v6, identity.state("mesh00000001", 1))
 
 
@@ -79,7 +81,7 @@ async def echo_us(echoes: int) -> float:
 
 
 def round_us(peers: int, rounds: int = 30) -> tuple[float, float, float, float]:
-    """Microseconds a round of a node with `peers`: (prober's turn without sockets, judging; echoes a round; update in ms)."""
+    """A node with `peers`: us of a turn without sockets, us of judging, echoes a round, ms of the first roster."""
     me, clock = Identity.generate(), Ticking()
     mine = node(me, 0)
     others = [node(Identity.generate(), number + 1) for number in range(peers)]
@@ -95,10 +97,13 @@ def round_us(peers: int, rounds: int = 30) -> tuple[float, float, float, float]:
         prober.turn()
     turn = (time.process_time() - start) / rounds * 1e6
     ids: list[NodeId] = [n.id for n in others]
+    echo = Echo(16, 16, rtt_s=0.004, last_ok_at=clock.now, tested_at=clock.now)
     start = time.process_time()
     for _ in range(10):
-        judged = [judge(i, e, now=clock.now) for i, e in prober.echoes().items() for judge in (integrity.path, integrity.identity)]
-        integrity.track((), integrity.evaluate(judged, integrity.expected(ids), coverage_s=60, now=clock.now), now=clock.now)
+        judged = [judge(peer, echo, now=clock.now) for peer in ids for judge in (integrity.path, integrity.identity)]
+        judged += [integrity.handshake(peer, 60.0, True, now=clock.now) for peer in ids]
+        rows = integrity.evaluate(judged, integrity.expected(ids), coverage_s=60, now=clock.now)
+        integrity.track((), rows, now=clock.now)
     judging = (time.process_time() - start) / 10 * 1e6
     plan = schedule(roster.nodes, me.id)
     per_round = len(plan.watch) + sum(map(len, plan.sweep)) / len(plan.sweep)
@@ -120,8 +125,8 @@ def main() -> None:
         core = (per_round * full + turn) / (limits.WATCH_EVERY_S * 1e6)
         judged = judging / (limits.WATCH_EVERY_S * 1e6)
         print(
-            f"{peers:5} peers: {per_round:5.1f} echoes a round; probing {core:.3%} of a core, judging every round {judged:.3%};"
-            f" first roster {update_ms:.1f} ms"
+            f"{peers:5} peers: {per_round:5.1f} echoes a round; probing {core:.3%} of a core,"
+            f" judging every round {judged:.3%}; first roster {update_ms:.1f} ms"
         )
 
 

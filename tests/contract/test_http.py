@@ -1,4 +1,4 @@
-"""The tiny HTTP server under clients that mean well and clients that do not, and what health answers through it (MON-6)."""
+"""The tiny HTTP server under clients that mean well and those that do not, and what health says through it (MON-6)."""
 
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ async def port() -> AsyncIterator[int]:
 
 
 async def exchange(where: int | Path, request: bytes) -> tuple[int, dict[str, str], bytes]:
-    opening = asyncio.open_connection("127.0.0.1", where) if isinstance(where, int) else asyncio.open_unix_connection(where)
-    reader, writer = await opening
+    if isinstance(where, int):
+        reader, writer = await asyncio.open_connection("127.0.0.1", where)
+    else:
+        reader, writer = await asyncio.open_unix_connection(where)
     try:
         writer.write(request)
         answer = await asyncio.wait_for(reader.read(), 5)
@@ -55,7 +57,9 @@ async def exchange(where: int | Path, request: bytes) -> tuple[int, dict[str, st
     return int(first.split()[1]) if first else 0, dict(line.lower().split(": ", 1) for line in lines), body
 
 
-async def get(where: int | Path, target: str, headers: str = "", method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+async def get(
+    where: int | Path, target: str, headers: str = "", method: str = "GET"
+) -> tuple[int, dict[str, str], bytes]:
     return await exchange(where, f"{method} {target} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode())
 
 
@@ -254,7 +258,8 @@ async def test_finding_opens_is_told_and_closes(node: Node) -> None:
 async def test_metrics_are_computed_when_scraped(node: Node) -> None:
     peer = next(iter(node.peers))
     for _ in range(2):
-        node.record(Reading(LAG, "", Verdict.FAILED, node.now, "behind"), Reading(HANDSHAKE, peer, Verdict.FAILED, node.now, "x"))
+        behind = Reading(LAG, "", Verdict.FAILED, node.now, "behind")
+        node.record(behind, Reading(HANDSHAKE, peer, Verdict.FAILED, node.now, "stale"))
         node.health.judge()
         node.now += 20
     node.health.revision = 4182

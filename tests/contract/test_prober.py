@@ -1,7 +1,7 @@
 """Probers on real UDP sockets: weather and attacks (NET-7).
 
-Addresses of loopback stand in for mesh addresses: 127.x.y.z for v4, and other ones, v4-mapped, for v6. Monotonic time moves
-only when a test says so; packets fly in real time.
+Addresses of loopback stand in for mesh addresses: 127.x.y.z for v4, and other ones, v4-mapped, for v6. Monotonic time
+moves only when a test says so; packets fly in real time.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ class Attacker:
 
     def __init__(self, member: Member) -> None:
         self.inbox: list[bytes] = []
-        self.socks = [socket.socket(f, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) for f in (socket.AF_INET, socket.AF_INET6)]
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        self.socks = [socket.socket(family, kind) for family in (socket.AF_INET, socket.AF_INET6)]
         for sock, address in zip(self.socks, (member.node.address4, member.node.address6), strict=True):
             sock.bind((str(address), limits.PROBE_PORT))
 
@@ -181,7 +182,7 @@ async def test_echo_proves_both_directions_on_both_families(mesh: Mesh) -> None:
     assert echo.offset_s is not None
     assert abs(echo.offset_s) < 0.5
     assert a.path(b) is a.path(c) is Verdict.OK
-    assert a.seen == {b.node.id: Endpoint(IPv4Address("192.0.2.9"), 51820), c.node.id: Endpoint(IPv4Address("192.0.2.9"), 51820)}
+    assert a.seen == dict.fromkeys((b.node.id, c.node.id), Endpoint(IPv4Address("192.0.2.9"), 51820))
     assert not a.prober.drops + b.prober.drops
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import random
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,11 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+import pytest
 
-from coordinator.front import Front, grpc_server_options, peer_identity
+from coordinator import tls as server_tls
+from coordinator.front import Front, Why, grpc_server_options, peer_identity
 from meshctl.errors import TrustError
 from tests.harness import tls
 
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 BLOB = random.Random(1302).randbytes(256 * 1024)
 BLOBS = 64
 BLOB_DIGEST = hashlib.sha256(BLOB * BLOBS).digest()
@@ -132,3 +137,91 @@ async def who(channel: grpc.aio.Channel) -> str:
     """What the services see of this channel's client."""
     answer: bytes = await channel.unary_unary("/test/Who")(b"", timeout=10)
     return answer.decode()
+
+
+# ---- clients ---------------------------------------------------------------------------------------------------------
+
+
+async def dial(stack: Stack, source: str = "127.0.0.1") -> Streams:
+    """A bare TCP connection to the front."""
+    return await asyncio.open_connection("127.0.0.1", stack.port, local_addr=(source, 0))
+
+
+def client_context_of(stack: Stack, node: tls.Node, *protocols: str) -> ssl.SSLContext:
+    """Python's own TLS with a node's certificate."""
+    context = tls.client_context(*protocols)
+    server_tls.load_leaf(context, server_tls.Credentials(stack.mesh.ca, node.certificate, node.key))
+    return context
+
+
+async def dial_tls(stack: Stack, *protocols: str, node: tls.Node | None = None) -> Streams:
+    """A TLS connection by Python's own ssl."""
+    context = client_context_of(stack, node, *protocols) if node else tls.client_context(*protocols)
+    return await asyncio.open_connection("127.0.0.1", stack.port, ssl=context, ssl_shutdown_timeout=1)
+
+
+async def ended(reader: asyncio.StreamReader, within_s: float = 5.0) -> None:
+    """Wait for the other side's end, clean or not."""
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        await asyncio.wait_for(reader.read(), within_s)
+
+
+async def refused(stack: Stack, node: tls.Node | None, why: Why) -> None:
+    """A call with this certificate fails, for this reason and no other."""
+    async with stack.channel(node) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await who(channel)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert stack.front.connections.refused.keys() == {why}
+
+
+# ---- a backend that is not grpc --------------------------------------------------------------------------------------
+
+
+class Firehose:
+    """A backend that is not grpc: writes or reads as much as it can, and counts."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.reading = asyncio.Event()
+        self.finished = b""
+
+    async def pour(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(BLOBS):
+                writer.write(BLOB)
+                await writer.drain()
+                self.sent += len(BLOB)
+        writer.close()
+
+    async def drink(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.reading.wait()
+        digest = hashlib.sha256()
+        while data := await reader.read(65536):
+            digest.update(data)
+        self.finished = digest.digest()
+        writer.write(self.finished)
+        writer.close()
+
+
+async def still(figure: Callable[[], int]) -> int:
+    """The value of a counter once it has moved and then stood still for a while."""
+    await until(lambda: figure() > 0)
+    seen = [0]
+    while seen[-1] != figure():
+        seen.append(figure())
+        await asyncio.sleep(0.2)
+    return seen[-1]
+
+
+@asynccontextmanager
+async def firehose(tmp_path: Path, direction: str) -> AsyncIterator[tuple[Stack, Firehose]]:
+    """A front before a backend that is not grpc."""
+    stack, hose = make_stack(tmp_path), Firehose()
+    server = await asyncio.start_unix_server(getattr(hose, direction), stack.backend)
+    await stack.front.start([("127.0.0.1", 0)])
+    try:
+        yield stack, hose
+    finally:
+        await stack.front.stop()
+        server.close()

@@ -20,7 +20,7 @@ ENDPOINTS = st.none() | st.builds(
 )
 IDS = st.lists(st.binary(min_size=15, max_size=15), min_size=2, max_size=2, unique=True)
 PACKETS = st.builds(
-    lambda kind, ids, sequence, turn, clock, echoed, endpoint: Packet(kind, *ids, sequence, turn, clock, echoed, endpoint),
+    lambda kind, ids, *rest: Packet(kind, *ids, *rest),
     st.sampled_from(Kind), IDS, U32, U32, U64, U64, ENDPOINTS,
 )  # fmt: skip
 

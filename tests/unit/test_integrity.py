@@ -8,9 +8,23 @@ import pytest
 
 from meshctl.mesh import integrity, limits
 from meshctl.mesh.integrity import (
-    ASYMMETRY, CATALOGUE, CLOCK, DRIFT, HANDSHAKE, IDENTITY, KEY, LAG, PATH, ROUTE,
-    Finding, Reading, Row, Scope, Severity, Verdict,
-)  # fmt: skip
+    ASYMMETRY,
+    CATALOGUE,
+    CLOCK,
+    DRIFT,
+    HANDSHAKE,
+    IDENTITY,
+    KEY,
+    LAG,
+    PATH,
+    ROUTE,
+    Finding,
+    Reading,
+    Row,
+    Scope,
+    Severity,
+    Verdict,
+)
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.probe import Echo
 

@@ -34,8 +34,17 @@ def test_truncated_packet_is_refused(cut: int) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "value"),
-    [(0, b"X"), (3, b"2"), (4, b"\0"), (4, b"\3"), (5, raw_id(B.id)), (59, b"\1"), (59, b"\0"), (64, b"\1"), (76, b"\0\0")],
-    ids=["magic", "version", "no kind", "third kind", "to itself", "no family", "family 0", "v4 tail", "port 0"],
+    [
+        pytest.param(0, b"X", id="magic"),
+        pytest.param(3, b"2", id="version"),
+        pytest.param(4, b"\0", id="no kind"),
+        pytest.param(4, b"\3", id="third kind"),
+        pytest.param(5, raw_id(B.id), id="to itself"),
+        pytest.param(59, b"\1", id="no family"),
+        pytest.param(59, b"\0", id="unknown, with an address"),
+        pytest.param(64, b"\1", id="v4 with a tail"),
+        pytest.param(76, b"\0\0", id="port 0"),
+    ],
 )
 def test_malformed_packet_is_refused(offset: int, value: bytes) -> None:
     datagram = bytearray(pack(PING) + TAG)

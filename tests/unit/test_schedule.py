@@ -32,7 +32,8 @@ def test_coverage_period_is_clamped_and_grows_beyond_the_budget() -> None:
 def test_every_pair_is_tested_within_the_coverage_period(count: int, seed: int, start: int) -> None:
     plans = everybody(ids(count, seed))
     rounds = max(1, int((coverage_s(count) - limits.ECHO_LOST_AFTER_S) // limits.WATCH_EVERY_S))
-    tested = {frozenset((me, peer)) for me, plan in plans.items() for turn in range(rounds) for peer in plan.due(start + turn)}
+    turns = range(start, start + rounds)
+    tested = {frozenset((me, peer)) for me, plan in plans.items() for turn in turns for peer in plan.due(turn)}
     assert len(tested) == count * (count - 1) // 2
 
 
