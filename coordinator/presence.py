@@ -62,5 +62,5 @@ class PresenceTable:
         self._nodes.pop(node, None)
 
     def stragglers(self, revision: int, members: Iterable[NodeId]) -> list[NodeId]:
-        """Connected members that have not applied `revision` yet."""
-        return [n for n in members if (p := self._nodes.get(n)) and p.connected and p.applied < revision]
+        """Members that have not told us that they applied `revision`: a node out of our reach still has its tunnels."""
+        return [n for n in members if not (p := self._nodes.get(n)) or not p.connected or p.applied < revision]

@@ -28,7 +28,7 @@ def _all(data_dir: Path) -> tuple[tuple[NodeState, ...], int]:
 
 def _row(state: NodeState, revision: int, *, now: float) -> tuple[object, ...]:
     node = state.node
-    link = "never" if not state.since else ("up " if state.connected else "down ") + terminal.age(now - state.since)
+    link = "not yet" if not state.since else ("up " if state.connected else "down ") + terminal.age(now - state.since)
     lag = "-" if not state.connected else "current" if state.applied >= revision else f"{state.applied} < {revision}"
     held = "-" if not state.connected else "ok" if state.digest_ok else "differs"
     return node.name, node.address4, link, lag, held, state.verdict, ",".join(node.tags) or "-", node.id
@@ -112,14 +112,14 @@ def _plain(state: NodeState) -> dict[str, object]:
 
 def _wait(data_dir: Path, revision: int, timeout_s: float, what: str) -> None:
     reply = call(data_dir, "Applied", operator.applied_request(revision, timeout_s), timeout_s + 10)
-    click.echo(f"{what}: applied by {reply.applied} connected nodes in {reply.seconds:.2f} s")
+    click.echo(f"{what}: applied by {reply.applied} members in {reply.seconds:.2f} s")
     if reply.stragglers:
         click.echo(f"not yet by: {', '.join(reply.stragglers)}")
         raise click.exceptions.Exit(EXIT_STRAGGLERS)
 
 
 WAIT = click.option(
-    "--wait", is_flag=True, help="Return when every connected node has applied it; name those that have not (exit 11)."
+    "--wait", is_flag=True, help="Return when every member has applied it; name those that have not (exit 11)."
 )
 TIMEOUT = click.option(
     "--timeout", type=terminal.Duration(), default="30s", show_default=True, help="How long --wait waits."

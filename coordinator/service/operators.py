@@ -80,15 +80,16 @@ class OperatorService(rpc.OperatorServicer):  # type: ignore[misc]
 
     @calls.translated
     async def Applied(self, request: Any, context: Context) -> Any:
-        """Wait until every connected node has applied a revision, or until the time is up."""
+        """Wait until every member has applied a revision, or until the time is up."""
         begun = time.monotonic()
         timeout = min(max(request.timeout_s, 0.0), 3600.0)
         while stragglers := self._presence.stragglers(request.revision, self._feed.members):
             if time.monotonic() - begun >= timeout:
                 break
             await asyncio.sleep(POLL_S)
-        applied = sum(p.applied >= request.revision for _, p in self._presence.connected())
-        names = (self._feed.members[n].node.name for n in stragglers if n in self._feed.members)
+        applied = len(self._feed.members) - len(stragglers)
+        connected = dict(self._presence.connected())
+        names = (self._feed.members[n].node.name + ("" if n in connected else " (not connected)") for n in stragglers)
         return operator.applied_reply(applied, names, time.monotonic() - begun)
 
     @calls.translated

@@ -29,7 +29,6 @@ from meshctl.eventlog import EventLog, human_log
 from meshctl.events import AgentStarted, AgentStopped, Unheard
 from meshctl.mesh import limits, topology
 from meshctl.mesh.plan import Step
-from meshctl.wire.codec import FindingRow
 
 
 async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> None:
@@ -52,9 +51,10 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
 
     def report() -> Report | None:
         outcome = reconciler.outcome
-        rows = tuple(FindingRow(f.code, f.subject, f.verdict, f.since, f.at, f.evidence) for f in health.open_findings)
+        found = health.told()
+        kinds = frozenset((f.code, f.subject, f.verdict) for f in found)
         seen = surroundings.candidates()
-        return Report(outcome.revision, outcome.digest, health.verdict, rows, seen) if outcome.digest else None
+        return Report(outcome.revision, outcome.digest, health.verdict, kinds, found, seen) if outcome.digest else None
 
     peers = Peers(book, lambda: reconciler)
     prober = Prober(identity, peers.endpoint_of, surroundings.seen, peers.may_ping)
@@ -66,7 +66,7 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
         started=lambda keys: prober.kick(peers.behind(keys)),
         moved=lambda: follower.dirty.set(),  # noqa: PLW0108 - made below
     )
-    follower = Follower(lambda: keeper.member, identity, book, report, on_map, events)
+    follower = Follower(lambda: keeper.member, identity, book, report, on_map, keeper.renew, events)
     health = Health(prober)
     sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link)
     examiner = Examiner(sources, device, events, follower.dirty.set)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -20,7 +20,7 @@ from meshctl.agent import channel
 from meshctl.agent.book import Book
 from meshctl.agent.join import Member
 from meshctl.crypto.identity import Identity
-from meshctl.errors import MeshError, ProtocolError
+from meshctl.errors import MeshError, ProtocolError, RefusedError
 from meshctl.events import Events, SessionClosed, SessionOpened
 from meshctl.mesh import limits
 from meshctl.mesh.model import Candidate
@@ -30,6 +30,7 @@ from meshctl.wire.session import Beat, UpFrame
 
 EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 FIRST_BACKOFF_S = 0.2
+FAILURES_BEFORE_ASKING = 5  # the pauses before add up to some seconds: a coordinator that restarts is back by then
 SNAPSHOTS_IN_A_ROW = 3  # a coordinator that keeps sending maps which do not fit is left alone for a while
 
 
@@ -49,12 +50,13 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What goes up after each pass, when it says something new."""
+    """What goes up when it says something new: ages and evidence alone are not news."""
 
     revision: int
     digest: bytes
     verdict: str
-    findings: tuple[FindingRow, ...]
+    found: frozenset[tuple[str, str, str]]  # code, subject, verdict
+    findings: tuple[FindingRow, ...] = field(compare=False)
     candidates: tuple[Candidate, ...]
 
 
@@ -70,18 +72,19 @@ class Follower:
         book: Book,
         report: Callable[[], Report | None],
         on_map: Callable[[], None],
+        renew: Callable[[], Awaitable[None]],
         events: Events,
     ) -> None:
         self.link = Link()
         self.dirty = asyncio.Event()
         self.reconnect = asyncio.Event()
         self._member, self._identity, self._book = member, identity, book
-        self._report, self._on_map, self._events = report, on_map, events
+        self._report, self._on_map, self._renew, self._events = report, on_map, renew, events
         self._again = False
 
     async def run(self) -> None:
         """For ever: connect, follow, and on any end wait a little and try the next coordinator."""
-        backoff = FIRST_BACKOFF_S
+        failures = 0
         while True:
             for address in self._order():
                 opened = time.monotonic()
@@ -91,11 +94,26 @@ class Follower:
                 except MeshError as error:
                     self.link.last_error = error.what
                 self._down()
-                if time.monotonic() - opened > limits.HEARTBEAT_S or self.reconnect.is_set():
-                    backoff = FIRST_BACKOFF_S
+                served = time.monotonic() - opened > limits.HEARTBEAT_S or self.reconnect.is_set()
+                failures = 0 if served else failures + 1
                 self.reconnect.clear()
-                await asyncio.sleep(random.uniform(0.5, 1) * backoff)  # noqa: S311 - jitter, not a secret
-            backoff = min(backoff * 2, limits.RECONNECT_MAX_S)
+                if failures and failures % FAILURES_BEFORE_ASKING == 0:
+                    await self._ask_why()
+                await asyncio.sleep(random.uniform(0.5, 1) * self._pause(failures))  # noqa: S311 - jitter, no secret
+
+    def _pause(self, failures: int) -> float:
+        """Grows to RECONNECT_MAX_S, and with the mesh: all of its nodes come back at once."""
+        longest = max(limits.RECONNECT_MAX_S, len(self._book.roster.nodes) / limits.RECONNECTS_PER_S)
+        return min(FIRST_BACKOFF_S * 2.0 ** min(failures, 10), longest)
+
+    async def _ask_why(self) -> None:
+        """A front refuses an expired or revoked certificate without a word: the way that needs none tells."""
+        try:
+            await self._renew()
+        except RefusedError as error:
+            self.link.last_error = error.what
+        except MeshError:
+            pass
 
     def _order(self) -> list[str]:
         addresses = list(self._member().mesh.coordinators)

@@ -20,6 +20,7 @@ from meshctl.mesh import integrity, limits
 from meshctl.mesh.integrity import CATALOGUE, PATH, Finding, Key, Reading, Row, Verdict
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.probe import Echo
+from meshctl.wire.codec import FindingRow
 from meshctl.wire.http import Handler, Request, Response
 
 _LOOP_STUCK_S: Final = 10.0  # five rounds of the slowest loop
@@ -86,6 +87,13 @@ class Health:
     def name(self, subject: str) -> str:
         """A peer's name for people; its id where the roster has forgotten it."""
         return self._names.get(NodeId(subject), subject)
+
+    def told(self) -> tuple[FindingRow, ...]:
+        """Open findings for the coordinator; times in unix seconds."""
+        return tuple(
+            FindingRow(f.code, f.subject, f.verdict, self._unix(f.since) or 0.0, self._unix(f.at) or 0.0, f.evidence)
+            for f in self.open_findings
+        )
 
     def status(self) -> dict[str, Any]:
         """Verdict, rows and open findings, in JSON's types; times in unix seconds."""

@@ -163,9 +163,17 @@ class Reconciler:
         self._attempts, due = liveness.step(self._attempts, self._peers[1], alive, now=time.monotonic())
         return want, observed, alive, due
 
+    def _stolen(self, want: Interface, have: Interface) -> dict[PublicKey, Endpoint]:
+        """Peers somebody took away, and where each was. Its other end believes the session alive: only we can start."""
+        gone = want.peers.keys() - have.peers.keys()
+        last = {key: self.outcome.sessions[key].endpoint for key in gone if key in self.outcome.sessions}
+        return {key: endpoint for key, endpoint in last.items() if endpoint is not None}
+
     async def _pass(self) -> Outcome:
         await self._underlay()
         want, observed, alive, due = self._picture(await self._device.observe())
+        if self._settled is want and observed.interface:
+            due |= self._stolen(want, observed.interface)
         steps = diff(observed.interface, want, alive=alive, due=due)
         foreign = tuple(s for s in steps if not isinstance(s, RestartPeer)) if self._settled is want else ()
         for step in steps:

@@ -16,7 +16,6 @@ from meshctl.errors import MeshError, RefusedError
 from meshctl.mesh import integrity, limits
 from meshctl.mesh.integrity import Verdict
 
-
 _WORDS = {Verdict.OK: "OK", Verdict.DEGRADED: "WARNING", Verdict.FAILED: "CRITICAL", Verdict.UNKNOWN: "UNKNOWN"}
 
 

@@ -43,7 +43,8 @@ CERTIFICATE_LIFE_S: Final = 24 * 3600.0
 CERTIFICATE_BACKDATE_S: Final = 300.0
 RENEWAL_WINDOW_S: Final = 30 * 24 * 3600.0  # an expired certificate still renews this long after its end
 TOMBSTONE_LIFE_S: Final = 30 * 24 * 3600.0  # addresses and names of gone nodes are not reused before
-RECONNECT_MAX_S: Final = 30.0
+RECONNECT_MAX_S: Final = 4.0  # in a small mesh
+RECONNECTS_PER_S: Final = 500.0  # what one coordinator admits (1.7 ms CPU each, measured): a large mesh spreads out
 EPHEMERAL_AWAY_S: Final = 600.0  # a node that joined with an ephemeral token is removed after this long offline
 
 # Reconciling and proving.

@@ -56,7 +56,6 @@ def held(node: Node) -> tuple[object, ...]:
 
 
 Meddle = Callable[[Scene], tuple[str, ...]]
-ALLOWED = "peer {b} allowed-ips"
 
 
 def wg(*words: str) -> Meddle:
@@ -107,9 +106,9 @@ def test_foreign_change_is_repaired_and_attributed(scene: Scene, what: str, reco
     until(lambda: a.proves("b", "c", younger_than_s=1.0), READY_S, f"{what}: the tunnels carry again")
     if not ends_sessions:
         after, here = a.peers()[c_key], scene.c.peers()[a.key()]
-        assert after.handshake == before.handshake
-        assert here.handshake == there.handshake
-        assert (after.rx, after.tx) >= (before.rx, before.tx)
+        # A peer that was taken out and put in again would begin at zero.
+        for old, new in ((before, after), (there, here)):
+            assert min(new.handshake - old.handshake, new.rx - old.rx, new.tx - old.tx) >= 0
 
 
 def foreign(node: Node) -> list[dict[str, object]]:
@@ -118,7 +117,6 @@ def foreign(node: Node) -> list[dict[str, object]]:
 
 
 def test_foreign_changes_show_in_status(scene: Scene) -> None:
-    """After a storm of the above the verdict is degraded, with the evidence, and goes back by itself after a minute."""
     done = scene.a.run("wg", "set", scene.a.interface, "peer", STRANGER)
     assert done.returncode == 0, done.stderr
     found = until(
