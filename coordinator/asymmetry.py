@@ -33,26 +33,31 @@ class Asymmetry:
         says = frozenset(
             NodeId(f.subject)
             for f in findings
-            if f.code == integrity.PATH and f.verdict == Verdict.FAILED and f.subject
+            if f.code in (integrity.PATH, integrity.HANDSHAKE) and f.verdict == Verdict.FAILED and f.subject
         )
         for peer in said - says:
             self._accused[peer].discard(node)
         for peer in says - said:
             self._accused[peer].add(node)
         self._says[node] = says
+        for peer in says ^ said:
+            if not self._differ(node, peer):
+                self._since.pop(_pair(node, peer), None)
 
     def forget(self, node: NodeId) -> None:
         """The node is gone from the mesh."""
         self.take(node, ())
         self._says.pop(node, None)
         self._accused.pop(node, None)
+        for pair in [pair for pair in self._since if node in pair]:
+            del self._since[pair]
 
     def of(self, node: NodeId) -> tuple[FindingRow, ...]:
         """One row per pair of `node` whose ends disagree for longer than the check's grace."""
         now, rows = time.time(), []
         for peer in self._says.get(node, frozenset()) ^ self._accused.get(node, set()):
             reading = integrity.asymmetry(peer, self._row(node, peer), self._row(peer, node), now=now)
-            pair = (min(node, peer), max(node, peer))
+            pair = _pair(node, peer)
             if reading.verdict is not Verdict.FAILED:
                 self._since.pop(pair, None)
                 continue
@@ -61,9 +66,16 @@ class Asymmetry:
                 rows.append(FindingRow(reading.code, peer, str(reading.verdict), since, now, reading.evidence))
         return tuple(rows)
 
+    def _differ(self, node: NodeId, peer: NodeId) -> bool:
+        return (peer in self._says.get(node, ())) != (node in self._says.get(peer, ()))
+
     def _row(self, node: NodeId, peer: NodeId) -> Row | None:
         held = self._presence.get(node)
         if held is None or not held.connected or not held.reported:
             return None
         verdict = Verdict.FAILED if peer in self._says.get(node, frozenset()) else Verdict.OK
         return Row(integrity.PATH, peer, verdict, held.reported, "")
+
+
+def _pair(one: NodeId, other: NodeId) -> tuple[NodeId, NodeId]:
+    return min(one, other), max(one, other)

@@ -112,10 +112,11 @@ class Enrolment:
     async def _admit(self, ask: JoinAsk, node: NodeId, source: Address) -> tuple[NodeRecord, int, bool]:
         request = admission.Request(node, ask.name, ask.tags)
         name_path = NAMES + self._registry.index_key("name", ask.name)
+        key_path = NAMES + self._registry.index_key("wireguard", str(ask.statement.wireguard))
         lost: set[IPv4Address] = set()
         for _ in range(ROUNDS):
-            token_at, node_at, gone_at, name_at = await self._registry.read(
-                TOKENS + ask.token_id, NODES + node, GONE + node, name_path
+            token_at, node_at, gone_at, name_at, key_at = await self._registry.read(
+                TOKENS + ask.token_id, NODES + node, GONE + node, name_path, key_path
             )
             token = records.decode(token_at.value, Token) if token_at else None
             stone = records.decode(gone_at.value, Tombstone) if gone_at else None
@@ -125,6 +126,7 @@ class Enrolment:
                 secret_matches=_secret_matches(token, ask.token_secret),
                 member=node_at is not None,
                 name_taken=name_at is not None,
+                key_taken=key_at is not None,
                 tombstone=stone.why if stone else None,
                 now=self._clock(),
             )
@@ -164,6 +166,7 @@ class Enrolment:
                         Put(token_at.path, records.encode(spent), token_at.generation),
                         Put(NODES + node, records.encode(record), 0),
                         Put(name_path, node.encode(), 0),
+                        Put(key_path, node.encode(), 0),
                         Delete(gone_at.path, gone_at.generation) if gone_at else Expect(GONE + node, 0),
                     ]
                     if not stone:
@@ -221,7 +224,7 @@ class Enrolment:
             raise RefusedError(
                 f"this node is no member any more ({why})", "meshctl leave --force, then join with a new token"
             )
-        late = self._lateness(last, now=now)
+        late = self._lateness(last, claim.device_key, now=now)
         if late > limits.RENEWAL_WINDOW_S:
             raise RefusedError(
                 f"this node's certificate ended {late / 86400:.0f} days ago",
@@ -234,17 +237,20 @@ class Enrolment:
         )
         return self._certify(node, claim.device_key)
 
-    def _lateness(self, certificate: bytes, *, now: float) -> float:
-        """Seconds since a certificate of our CA ended, negative while it runs: only its dates count here."""
+    def _lateness(self, certificate: bytes, device_key: bytes, *, now: float) -> float:
+        """Seconds since a certificate that our CA gave this very key ended; negative while it runs."""
         try:
             leaf, ca = (
                 x509.load_der_x509_certificate(certificate),
                 x509.load_der_x509_certificate(self.authority.mesh.ca),
             )
             leaf.verify_directly_issued_by(ca)
+            key = leaf.public_key()
+            if not isinstance(key, pki.PublicKey) or identity.compressed(key) != device_key:
+                raise ValueError("another key's")  # a coordinator's own leaf never ends
         except (ValueError, TypeError, InvalidSignature) as error:
             raise TrustError(
-                "the last certificate is not one of this mesh", "meshctl leave --force, then join again"
+                "the last certificate is not one that this mesh gave this node", "meshctl leave --force, then join again"
             ) from error
         return now - leaf.not_valid_after_utc.timestamp()
 

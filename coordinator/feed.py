@@ -62,12 +62,16 @@ class Feed:
     async def load(self) -> None:
         """The whole registry at one revision: at start and after a compaction."""
         found, revision = await self._registry.list(ROOT)
+        for record in sorted(found, key=lambda r: r.revision):
+            self._put(record)
         paths = {record.path for record in found}
         for node in [n for n in self.members if NODES + n not in paths]:
             self._remove(node, revision)
-        for record in sorted(found, key=lambda r: r.revision):
-            self._put(record)
+        for node in [n for n in self.gone if GONE + n not in paths]:
+            self._forget(node)
         self.seen = max(self.seen, revision)
+        self._digests.at.clear()  # of the moments in between we know nothing
+        self._digests.at[self.revision] = self._digests.total
         self.loaded = True
         self._wake()
 
@@ -81,11 +85,13 @@ class Feed:
                         break
                     case Changes(revision, events):
                         for event in events:
+                            if event.revision <= self.seen:  # a load has overtaken the watch: never go back
+                                continue
                             if isinstance(event, Deleted):
                                 self._deleted(event.path, event.revision)
                             else:
                                 self._put(event)
-                        self.seen = revision
+                        self.seen = max(self.seen, revision)
                         self._wake()
 
     def _put(self, record: Record) -> None:
@@ -108,9 +114,11 @@ class Feed:
         if path.startswith(NODES):
             self._remove(NodeId(path.removeprefix(NODES)), revision)
         elif path.startswith(GONE):
-            node = NodeId(path.removeprefix(GONE))
-            if self.gone.pop(node, None) and node not in self.members:
-                self.journal.forget(node)
+            self._forget(NodeId(path.removeprefix(GONE)))
+
+    def _forget(self, node: NodeId) -> None:
+        if self.gone.pop(node, None) and node not in self.members:
+            self.journal.forget(node)
 
     def _remove(self, node: NodeId, revision: int) -> None:
         member = self.members.pop(node, None)
@@ -163,7 +171,7 @@ class Feed:
     def expected_digest(self, node: NodeId, revision: int) -> bytes | None:
         """What the kernel of `node` should hold at `revision` of the map; None when that is too long ago to say."""
         member = self.members.get(node)
-        total = self._digests.at.get(revision)
+        total = self._digests.at.get(min(revision, self.revision))
         if member is None or total is None:
             return None
         return ((total - member.line) % (1 << 256)).to_bytes(32, "big")
@@ -174,4 +182,5 @@ class Feed:
 
     def find(self, name_or_id: str) -> Member | None:
         """A member by name, or by id."""
-        return self.members.get(self.by_name.get(name_or_id, NodeId(name_or_id)))
+        # The id first: a node may call itself by another's id, and must not be taken for it.
+        return self.members.get(NodeId(name_or_id)) or self.members.get(self.by_name.get(name_or_id, NodeId("")))

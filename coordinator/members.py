@@ -60,17 +60,17 @@ class Members:
             member = self.find(name)
             node = member.node
             name_path = NAMES + self._registry.index_key("name", node.name)
-            at, name_at, gone_at = await self._registry.read(NODES + node.id, name_path, GONE + node.id)
+            key_path = NAMES + self._registry.index_key("wireguard", str(node.statement.wireguard))
+            at, gone_at, *own = await self._registry.read(NODES + node.id, GONE + node.id, name_path, key_path)
             if at is None:
                 await self._feed.load()
                 continue
             stone = Tombstone(node.id, node.name, node.address4, why, self._clock(), reason)
-            ops: list[Op] = [
-                Delete(at.path, at.generation),
+            ops: list[Op] = [  # the tombstone first: whoever hears that the node is gone can say why
                 Put(GONE + node.id, records.encode(stone), gone_at.generation if gone_at else 0),
+                Delete(at.path, at.generation),
             ]
-            if name_at and name_at.value == node.id.encode():
-                ops.append(Delete(name_path, name_at.generation))
+            ops += [Delete(r.path, r.generation) for r in own if r and r.value == node.id.encode()]
             done = await self._registry.commit(*ops)
             if isinstance(done, Committed):
                 event: Event = _EVENT[why](actor=actor, source=source, node=node.id, name=node.name)
@@ -101,8 +101,10 @@ class Members:
         ]:
             address_path = ADDRESSES + self._registry.index_key("address", str(stone.address4))
             gone_at, address_at = await self._registry.read(GONE + stone.id, address_path)
+            if gone_at is None:  # it has come back meanwhile: the address is its own again
+                continue
             ops = [Delete(r.path, r.generation) for r in (gone_at, address_at) if r]
-            if ops and isinstance(await self._registry.commit(*ops), Committed):
+            if isinstance(await self._registry.commit(*ops), Committed):
                 swept += 1
         return swept
 
@@ -113,6 +115,9 @@ class Members:
         """A new token; its secret exists in the answer and nowhere else."""
         if not 0 < life_s <= 366 * 86400 or not 0 < uses <= 100_000:
             raise UsageError("a token lives up to a year and admits 1 to 100000 nodes", "--expires 1h --uses 1")
+        tags = tuple(dict.fromkeys(tags))
+        if len(tags) > limits.TAGS_PER_NODE:
+            raise UsageError(f"a node has {limits.TAGS_PER_NODE} tags at most, not {len(tags)}", "name fewer --tag")
         now = self._clock()
         secret, name = secrets.token_bytes(32), secrets.token_hex(8)
         token = Token(name, hashlib.sha256(secret).digest(), now, now + life_s, uses, tags, ephemeral, note=note)

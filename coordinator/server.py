@@ -27,6 +27,7 @@ from coordinator.health import serve_health
 from coordinator.keyring import FileKek, Kek, Keyring, PassphraseKek, SealedRegistry
 from coordinator.members import Members
 from coordinator.presence import PresenceTable
+from coordinator.records import Why
 from coordinator.service.enrolment import EnrolmentService
 from coordinator.service.operators import OperatorService
 from coordinator.service.sessions import MeshService
@@ -40,6 +41,7 @@ from meshctl.mesh.model import NodeId
 from meshctl.wire.v1 import mesh_pb2_grpc as rpc
 
 STOP_GRACE_S = 1.0
+LEAVE_GRACE_S = 1.0
 
 
 def kek_provider(directory: Path, config: CoordinatorConfig) -> Kek:
@@ -114,7 +116,7 @@ async def serve(
 
         checks = await _services(stack, sockets, authority, sealed, feed, presence, members, asymmetry, events)
         front = _front(authority, feed, sockets)
-        gone.append(lambda node: front.cut(pki.spiffe_id(authority.mesh.id, node)))
+        gone.append(lambda node: _cut(front, feed, authority.mesh.id, node))
         await front.start([split(address) for address in config.listen])
         stack.push_async_callback(front.stop)
         await serve_health(stack, config.health_listen, feed, presence, front)
@@ -176,6 +178,15 @@ async def _until_stopped(loops: Sequence[Coroutine[Any, Any, None]]) -> None:
         await stop.wait()
         for task in tasks:
             task.cancel()
+
+
+def _cut(front: Front, feed: Feed, mesh_id: str, node: NodeId) -> None:
+    """End the connections of a node that is gone; later if it left by itself: it waits there for our answer."""
+    stone, uri = feed.gone.get(node), pki.spiffe_id(mesh_id, node)
+    if stone and stone.why is Why.LEFT:
+        asyncio.get_running_loop().call_later(LEAVE_GRACE_S, front.cut, uri)
+    else:
+        front.cut(uri)
 
 
 async def _server(path: Path, stack: contextlib.AsyncExitStack, options: list[tuple[str, int]]) -> grpc.aio.Server:

@@ -14,14 +14,16 @@ def _missing_for_root() -> str:
         return "not root"
     absent = [tool for tool in ("ip", "nft", "wg", "wireguard-go") if not shutil.which(tool)]
     if absent:
-        return f"not installed: {', '.join(absent)} (apt-get install --no-install-recommends iproute2 nftables wireguard-tools wireguard-go)"
+        packages = "iproute2 nftables wireguard-tools wireguard-go"
+        return f"not installed: {', '.join(absent)} (apt-get install --no-install-recommends {packages})"
     return "" if Path("/dev/net/tun").exists() else "no /dev/net/tun"
 
 
 def _missing_for_vm() -> str:
     absent = [tool for tool in ("qemu-system-x86_64", "busybox") if not shutil.which(tool)]
     if absent:
-        return f"not installed: {', '.join(absent)} (apt-get install --no-install-recommends qemu-system-x86 busybox-static)"
+        packages = "qemu-system-x86 busybox-static kmod"
+        return f"not installed: {', '.join(absent)} (apt-get install --no-install-recommends {packages})"
     if not any(Path("/boot").glob("vmlinuz-*")):
         return "no kernel in /boot (apt-get install --no-install-recommends linux-image-cloud-amd64 kmod)"
     return _missing_for_root()

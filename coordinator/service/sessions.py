@@ -20,7 +20,7 @@ from coordinator.peer import PeerIdentity
 from coordinator.presence import PresenceTable
 from coordinator.records import Why
 from coordinator.service import calls
-from meshctl.errors import MeshError, ProtocolError, RefusedError
+from meshctl.errors import MeshError, ProtocolError, RefusedError, UnreachableError
 from meshctl.events import Events, SessionClosed, SessionOpened
 from meshctl.mesh import limits
 from meshctl.mesh.model import MeshInfo, NodeId
@@ -74,6 +74,7 @@ class MeshService:
             first = session.decode_up(await anext(requests))
             if first.resume is None:
                 raise ProtocolError("a session begins with Resume")
+            cursor = await self.cursor(first.resume)
         except StopAsyncIteration:
             return
         except MeshError as error:
@@ -81,7 +82,7 @@ class MeshService:
         opened = time.time()
         self._presence.opened(node, str(who.address), now=opened)
         self._events.emit(SessionOpened(actor=f"node:{node}", source=who.address, node=node, revision=first.resume[1]))
-        stream = _Stream(self, node, who, context, self._cursor(first.resume))
+        stream = _Stream(self, node, who, context, cursor)
         why = "ended"
         try:
             await stream.run(requests)
@@ -109,14 +110,22 @@ class MeshService:
                 "this mesh does not know this node", "meshctl leave --force, then join with a new token"
             ) from None
 
-    def _cursor(self, resume: tuple[str, int, bytes]) -> int:
-        """Where the stream begins: at the node's own revision when that is a place in our log, else at nothing."""
+    async def cursor(self, resume: tuple[str, int, bytes]) -> int:
+        """Where a stream begins: at the node's own revision when that is a place in our log, else at nothing.
+
+        Raises UnreachableError while our own watch is behind the node: nobody is sent back in time.
+        """
         incarnation, revision, map_hash = resume
-        if incarnation != self._mesh.incarnation or not 0 < revision <= self._feed.revision:
+        if incarnation != self._mesh.incarnation or revision == 0:
             return 0
-        if revision == self._feed.revision and map_hash != self._feed.journal.hash:
-            return 0
-        return revision
+        try:
+            async with asyncio.timeout(JUST_JOINED_S):
+                await self._feed.reached(revision)
+        except TimeoutError:
+            what = f"this coordinator has not heard of revision {revision} yet"
+            raise UnreachableError(what, "another coordinator may be further; is etcd healthy?") from None
+        # At or beyond the last change the hash alone decides: after a restart our log may end before a swept tombstone.
+        return revision if revision < self._feed.revision or map_hash == self._feed.journal.hash else 0
 
     async def take(self, node: NodeId, who: PeerIdentity, up: UpFrame) -> None:
         """One report of a node."""
@@ -149,6 +158,8 @@ class _Stream:
 
     def __init__(self, service: MeshService, node: NodeId, who: PeerIdentity, context: Context, cursor: int) -> None:
         self._service, self._node, self._who, self._context, self._cursor = service, node, who, context, cursor
+        self._again = False
+        self._pause: asyncio.Timeout | None = None
 
     async def run(self, requests: AsyncIterator[Any]) -> None:
         await self._context.write(self._service.welcome(self._who))
@@ -162,16 +173,20 @@ class _Stream:
     async def _send(self) -> None:
         feed = self._service.feed
         while True:
+            if self._again:
+                self._again, self._cursor = False, 0
             if self._cursor < feed.revision or self._cursor == 0:
                 frames, reached = feed.frames(self._cursor), feed.revision
                 for frame in frames:
                     await self._context.write(frame)
                 self._cursor = reached
             try:
-                async with asyncio.timeout(limits.HEARTBEAT_S):
+                async with asyncio.timeout(0 if self._again else limits.HEARTBEAT_S) as self._pause:
                     await feed.changed(self._cursor)
             except TimeoutError:
                 await self._context.write(self._service.heartbeat(self._node))
+            finally:
+                self._pause = None
 
     async def _receive(self, requests: AsyncIterator[Any]) -> None:
         allowance, last = REPORTS_PER_S, time.monotonic()
@@ -182,5 +197,7 @@ class _Stream:
                 raise ProtocolError("this node reports too often", "upgrade meshctl on it")
             up = session.decode_up(raw)
             if up.again:
-                self._cursor = 0
+                self._again = True
+                if self._pause and not self._pause.expired():
+                    self._pause.reschedule(0)  # wakes the sender
             await self._service.take(self._node, self._who, up)

@@ -18,7 +18,7 @@ import struct
 import sys
 
 ETH_P_ALL, OUTGOING = 3, 4
-SOL_PACKET, PACKET_STATISTICS = 263, 6
+SOL_PACKET, PACKET_STATISTICS, SO_RCVBUFFORCE = 263, 6, 33  # not all of them are in Python's socket module
 IPV4, TCP, UDP = 0x0800, 6, 17
 HANDSHAKE, SERVER_HELLO, TRANSPORT = 22, 2, b"\4\0\0\0"
 running = True
@@ -63,7 +63,7 @@ class Watch:
 def main() -> None:
     watch = Watch(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
     tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-    tap.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, 16 << 20)
+    tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
     tap.setblocking(False)
     signal.signal(signal.SIGTERM, stop)
     print("ready", flush=True)

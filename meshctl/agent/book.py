@@ -7,6 +7,7 @@ and changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from meshctl.agent.store import SavedMap
@@ -17,6 +18,9 @@ from meshctl.mesh.model import Gone, Node, NodeId, Put, Roster
 from meshctl.mesh.statement import Statement
 from meshctl.wire import codec
 from meshctl.wire.session import DownFrame
+
+
+Chunk = tuple[Node, bytes]  # a node, and the bytes in which it came
 
 
 class Book:
@@ -42,7 +46,7 @@ class Book:
 
     def restore(self, saved: SavedMap) -> None:
         """Begin from the last-known-good map; it was sealed by ourselves, its statements are verified all the same."""
-        self._replace(saved.nodes, saved.revision, saved.incarnation)
+        self._replace([(codec.decode_node(chunk), chunk) for chunk in saved.nodes], saved.revision, saved.incarnation)
 
     def take(self, frame: DownFrame, incarnation: str) -> bool:
         """Take a frame of the map. False: it does not fit what we hold, ask for a snapshot; nothing was changed."""
@@ -52,41 +56,28 @@ class Book:
         if frame.more:
             return True
         parts, self._pending = self._pending, []
-        puts = [chunk for part in parts for chunk in part.put]
+        puts = [(codec.decode_node(chunk), chunk) for part in parts for chunk in part.put]  # all of it, or nothing
         gone = [node for part in parts for node in part.gone]
         if parts[0].snapshot:
-            before = self._chunks, self._hash, self.roster, self._pinned
-            self._replace(puts, frame.to_revision, incarnation)
-            if self.map_hash != frame.map_hash:
-                self._chunks, self._hash, self.roster, self._pinned = before
+            if _hash_after({}, 0, puts, []) != frame.map_hash:
                 return False
+            self._replace(puts, frame.to_revision, incarnation)
             return True
         if frame.from_revision != self.roster.revision or incarnation != self.roster.incarnation:
             return False
-        if self._hash_after(puts, gone) != frame.map_hash:
+        if _hash_after(self._chunks, self._hash, puts, gone) != frame.map_hash:
             return False
         self._apply(puts, gone, frame.to_revision)
         return True
 
-    def _hash_after(self, puts: list[bytes], gone: list[str]) -> bytes:
-        total = self._hash
-        for chunk in puts:
-            old = self._chunks.get(codec.decode_node(chunk).id)
-            total += journal.chunk_hash(chunk) - (journal.chunk_hash(old) if old is not None else 0)
-        for node in gone:
-            old = self._chunks.get(node)
-            total -= journal.chunk_hash(old) if old is not None else 0
-        return (total % (1 << 256)).to_bytes(32, "big")
-
-    def _replace(self, chunks: tuple[bytes, ...] | list[bytes], revision: int, incarnation: str) -> None:
-        self._chunks, self._hash = {}, 0
+    def _replace(self, puts: Sequence[Chunk], revision: int, incarnation: str) -> None:
+        self._chunks, self._hash, self.refused = {}, 0, {}
         self.roster = Roster(incarnation, revision)
-        self._apply(list(chunks), [], revision)
+        self._apply(puts, [], revision)
 
-    def _apply(self, puts: list[bytes], gone: list[str], revision: int) -> None:
+    def _apply(self, puts: Sequence[Chunk], gone: Sequence[str], revision: int) -> None:
         changes: list[Put | Gone] = []
-        for chunk in puts:
-            node = codec.decode_node(chunk)
+        for node, chunk in puts:
             self._swap(node.id, chunk)
             verified = self._verify(node)
             changes.append(Put(verified) if verified else Gone(node.id))
@@ -106,13 +97,23 @@ class Book:
     def _verify(self, node: Node) -> Node | None:
         """The node with a statement we accept: the new one, the pinned one when the new one is refused, or none."""
         pinned = self._pinned.get(node.id)
-        if pinned == node.statement:
+        self.refused.pop(node.id, None)
+        if pinned and pinned.body == node.statement.body:  # a node that came back signs the same anew
             return node
         try:
             identity.check(node.statement, self.mesh_id, seen_serial=pinned.serial + 1 if pinned else 0)
         except MeshError as error:
             self.refused[node.id] = error.what
             return replace(node, statement=pinned) if pinned else None
-        self.refused.pop(node.id, None)
         self._pinned[node.id] = node.statement
         return node
+
+
+def _hash_after(chunks: Mapping[str, bytes], total: int, puts: Sequence[Chunk], gone: Sequence[str]) -> bytes:
+    """Hash of a map once `puts` and `gone` are applied to it."""
+    after: dict[str, bytes | None] = {**{node.id: chunk for node, chunk in puts}, **dict.fromkeys(gone)}
+    for node, chunk in after.items():
+        old = chunks.get(node)
+        total += journal.chunk_hash(chunk) if chunk is not None else 0
+        total -= journal.chunk_hash(old) if old is not None else 0
+    return (total % (1 << 256)).to_bytes(32, "big")

@@ -1,8 +1,8 @@
 """The port to WireGuard on this host: one look, one list of steps, one announcement of change (NET-1, NET-3, NET-4).
 
-`Device` is what the agent knows; kernel and userspace WireGuard differ only in `WireGuard`, the small part that speaks of
-keys and peers. Links, addresses and routes are in `routes`, the nftables guard in `firewall`, for both alike. Decides
-nothing and repairs nothing: it reports what is, and does what a step says. Closing a device leaves the data plane up.
+`Device` is what the agent knows; kernel and userspace WireGuard differ only in `WireGuard`, the small part that speaks
+of keys and peers. Links, addresses and routes are in `routes`, the nftables guard in `firewall`, for both alike. Must
+not decide or repair: it reports what is, and does what a step says. Closing a device leaves the data plane up.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from meshctl.mesh.interface import Interface, Observation, Peer, Session, networ
 from meshctl.mesh.keys import PrivateKey, PublicKey
 from meshctl.mesh.model import Address, Network
 
-PEERS_PER_BATCH: Final = 250  # 250 peers with a key, two allowed IPs and an endpoint are 45 kB; a netlink list ends at 64 kB
+PEERS_PER_BATCH: Final = (
+    250  # 250 peers with a key, two allowed IPs and an endpoint are 45 kB; a netlink list ends at 64 kB
+)
 REREAD_EVERY_S: Final = 30.0  # links, routes and nftables are announced; this bounds what a lost announcement costs
+_TUN: Final = Path("/dev/net/tun")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")  # IFNAMSIZ is 16 with its zero
 
 PeerStep = plan.AddPeer | plan.UpdatePeer | plan.RestartPeer | plan.RemovePeer
@@ -55,7 +58,7 @@ class Device(Protocol):
         """Addresses of the underlay devices that are up, with their networks; no loopback, no link-local, no mesh."""
 
     async def route_leaks(self, addresses: Iterable[Address]) -> tuple[Address, ...]:
-        """Those of `addresses` that the kernel would send by another device (MESH-ROUTE-001). Unreachable is no leak."""
+        """Those of `addresses` the kernel would send by another device (MESH-ROUTE-001). Unreachable is no leak."""
 
     async def drops(self) -> int:
         """Packets the guard has dropped since it was last set."""
@@ -99,7 +102,7 @@ class WireGuard(Protocol):
 
 
 class PeerMemory(Generic[Still, Moving]):
-    """Peers and sessions remembered by the very text WireGuard described them with: what is unchanged is not parsed again."""
+    """Peers and sessions by the very text WireGuard described them with: what is unchanged is not parsed again."""
 
     def __init__(self, peer: Callable[[Still], Peer], session: Callable[[Peer, Moving], Session]) -> None:
         self._peer, self._session = peer, session
@@ -109,14 +112,16 @@ class PeerMemory(Generic[Still, Moving]):
         self._sessions: dict[PublicKey, Session] = {}
 
     def recall(self, rows: dict[Still, Moving]) -> tuple[Mapping[PublicKey, Peer], Mapping[PublicKey, Session]]:
-        """`rows` maps what stands still of a peer to what moves. The mapping of peers is the identical one if none changed."""
+        """`rows`: what stands still of a peer -> what moves. The mapping of peers is the same one if none changed."""
         before = self._moving
         if rows.keys() != before.keys():
             self._known = {still: self._known.get(still) or self._peer(still) for still in rows}
             self._peers = {peer.public_key: peer for peer in self._known.values()}
             self._sessions, before = {}, {}
         moved = {still: moving for still, moving in rows.items() if before.get(still) != moving}
-        fresh = {(peer := self._known[still]).public_key: self._session(peer, moving) for still, moving in moved.items()}
+        fresh = {
+            (peer := self._known[still]).public_key: self._session(peer, moving) for still, moving in moved.items()
+        }
         self._moving, self._sessions = rows, self._sessions | fresh
         return self._peers, self._sessions
 
@@ -267,7 +272,9 @@ def disjoint(peers: Mapping[PublicKey, Peer]) -> Mapping[PublicKey, Peer]:
                 continue
             version, owner = ip_version, key
             end = start + (1 << ((32 if version == 4 else 128) - length)) - 1
-        peers = {k: Peer(k, (), p.endpoint, p.keepalive_s, p.preshared_key) if k in greedy else p for k, p in peers.items()}
+        peers = {
+            k: Peer(k, (), p.endpoint, p.keepalive_s, p.preshared_key) if k in greedy else p for k, p in peers.items()
+        }
     return peers
 
 
@@ -304,7 +311,11 @@ async def _wireguard(interface: str, kind: str, host: Host) -> WireGuard:
         if kind == "kernel":
             raise EnvironmentFault("this kernel has no WireGuard", "modprobe wireguard, or use the userspace device")
     if not shutil.which("wireguard-go"):
-        raise EnvironmentFault("there is no WireGuard: no kernel module and no wireguard-go", "apt-get install wireguard-go")
-    if not Path("/dev/net/tun").exists():
-        raise EnvironmentFault("wireguard-go needs /dev/net/tun, which is absent", "modprobe tun, or give the container the device")
+        raise EnvironmentFault(
+            "there is no WireGuard: no kernel module and no wireguard-go", "apt-get install wireguard-go"
+        )
+    if not _TUN.exists():
+        raise EnvironmentFault(
+            "wireguard-go needs /dev/net/tun, which is absent", "modprobe tun, or give the container the device"
+        )
     return UserspaceWireGuard(interface)

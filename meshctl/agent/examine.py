@@ -13,7 +13,7 @@ from meshctl.agent.device import Device
 from meshctl.agent.picture import Sources
 from meshctl.errors import MeshError
 from meshctl.events import Events, FindingClosed, FindingOpened
-from meshctl.mesh import integrity
+from meshctl.mesh import integrity, limits
 from meshctl.mesh.integrity import Reading
 from meshctl.mesh.interface import Session
 from meshctl.mesh.keys import PublicKey
@@ -51,6 +51,8 @@ class Examiner:
         self._from.health.expect({node.id: node.name for node in peers})
         self._from.health.revision = self._from.reconciler.outcome.revision
         self._from.health.beat("examine")
+        if time.monotonic() - self._from.reconciler.outcome.at < 2 * limits.TICK_S:
+            self._from.health.beat("reconcile")
         self._from.health.record([*self._node(), *self._peers(peers), *await self._routes(peers)])
         before = self._from.health.verdict
         opened, closed = self._from.health.judge()

@@ -18,8 +18,11 @@ from meshctl.errors import EnvironmentFault
 from meshctl.mesh.interface import network, network_order
 from meshctl.mesh.model import Network
 
-# chain -> (hook, priority, direction of the interface, field). Before conntrack on the way in, after NAT on the way out.
-_CHAINS: Final = {"leaving": ("postrouting", 300, "oifname", "daddr"), "arriving": ("prerouting", -300, "iifname", "saddr")}
+# chain -> (hook, priority, direction of the interface, field). Before conntrack inwards, after NAT outwards.
+_CHAINS: Final = {
+    "leaving": ("postrouting", 300, "oifname", "daddr"),
+    "arriving": ("prerouting", -300, "iifname", "saddr"),
+}
 _FAMILIES: Final = {4: ("ip", "ipv4_addr", "guarded4"), 6: ("ip6", "ipv6_addr", "guarded6")}
 
 
@@ -29,18 +32,22 @@ def table(interface: str) -> str:
 
 
 def guard_script(interface: str, prefixes: Iterable[Network]) -> str:
-    """The whole table for `nft -f`, replacing any older one in the same transaction. An early unit may load it at boot."""
+    """The whole table for `nft -f`, in place of any older one in one transaction. An early unit may load it at boot."""
     name = table(interface)
     lines = [f"add table inet {name}", f"delete table inet {name}", f"table inet {name} {{"]
     ordered = sorted(prefixes, key=network_order)
     for version, (_, kind, members) in _FAMILIES.items():
         elements = ", ".join(str(p) for p in ordered if p.version == version)
-        lines.append(f"  set {members} {{ type {kind}; flags interval;{f' elements = {{ {elements} }};' if elements else ''} }}")
+        lines.append(
+            f"  set {members} {{ type {kind}; flags interval;{f' elements = {{ {elements} }};' if elements else ''} }}"
+        )
     for chain, (hook, priority, direction, end) in _CHAINS.items():
         lines.append(f"  counter {chain} {{ }}")
         lines.append(f"  chain {chain} {{ type filter hook {hook} priority {priority}; policy accept;")
         for protocol, _, members in _FAMILIES.values():
-            lines.append(f'    {direction} != {{ "lo", "{interface}" }} {protocol} {end} @{members} counter name {chain} drop')
+            lines.append(
+                f'    {direction} != {{ "lo", "{interface}" }} {protocol} {end} @{members} counter name {chain} drop'
+            )
         lines.append("  }")
     return "\n".join([*lines, "}", ""])
 
@@ -56,28 +63,34 @@ class Firewall:
         await _nft("-f", "-", script=guard_script(self._interface, prefixes))
 
     async def guarded(self) -> frozenset[Network]:
-        """Prefixes the live table really guards: none when a rule, a hook or a set is not exactly as we would load it."""
+        """Prefixes the live table really guards: none when a rule, hook or set is not exactly as we would load it."""
         items = await self._list()
-        chains: dict[str, list[object]] = {}
+        chains: dict[str, list[list[dict[str, Any]]]] = {}
         hooks, prefixes = {}, set()
         for item in items:
             match item:
                 case {"chain": {"name": name, "type": "filter", "hook": hook, "prio": priority, "policy": "accept"}}:
                     hooks[name] = hook, priority
-                case {"rule": {"chain": name, "expr": expressions}}:
+                case {"rule": {"chain": name, "expr": [*expressions]}}:
                     chains.setdefault(name, []).append([_in_order(e) for e in expressions])
                 case {"set": {"name": name, "type": kind, **rest}} if (name, kind) in _SETS:
                     prefixes |= {_prefix(element) for element in rest.get("elem", ())}
         intact = hooks == {n: (h, p) for n, (h, p, *_) in _CHAINS.items()} and chains == self._expected()
         return frozenset(p for p in prefixes if p) if intact and None not in prefixes else frozenset()
 
-    def _expected(self) -> dict[str, list[object]]:
+    def _expected(self) -> dict[str, list[list[dict[str, Any]]]]:
         names = sorted(("lo", self._interface))
         return {
             chain: [
                 [
                     {"match": {"op": "!=", "left": {"meta": {"key": direction}}, "right": {"set": names}}},
-                    {"match": {"op": "==", "left": {"payload": {"protocol": ip, "field": end}}, "right": f"@{members}"}},
+                    {
+                        "match": {
+                            "op": "==",
+                            "left": {"payload": {"protocol": ip, "field": end}},
+                            "right": f"@{members}",
+                        }
+                    },
                     {"counter": chain},
                     {"drop": None},
                 ]
@@ -129,5 +142,7 @@ async def _nft(*arguments: str, script: str = "", missing_ok: bool = False) -> b
     out, complaint = await process.communicate(script.encode())
     if process.returncode and not (missing_ok and b"No such file or directory" in complaint):
         reason = complaint.decode(errors="replace").strip().partition("\n")[0]
-        raise EnvironmentFault(f"nftables refused: {reason}", "meshctl needs root (CAP_NET_ADMIN) and a kernel with nf_tables")
+        raise EnvironmentFault(
+            f"nftables refused: {reason}", "meshctl needs root (CAP_NET_ADMIN) and a kernel with nf_tables"
+        )
     return out if process.returncode == 0 else b""

@@ -10,10 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
-
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from typing import TYPE_CHECKING, Any, Final
 
 from meshctl.agent.prober import Prober
 from meshctl.mesh import integrity, limits
@@ -22,6 +19,9 @@ from meshctl.mesh.model import NodeId
 from meshctl.mesh.probe import Echo
 from meshctl.wire.codec import FindingRow
 from meshctl.wire.http import Handler, Request, Response
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 _LOOP_STUCK_S: Final = 10.0  # five rounds of the slowest loop
 _PEER_SERIES: Final = 200  # peers with series of their own, the worst first
@@ -42,8 +42,6 @@ class Health:
         self._names: Mapping[NodeId, str] = {}
         self._readings: dict[Key, Reading] = {}
         self._beats: dict[str, float] = {}
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
 
     # ---- news --------------------------------------------------------------------------------------------------------
 
@@ -147,10 +145,16 @@ class Health:
         return _answer(request, integrity.ready(self.rows), words, {"verdict": self.verdict})
 
     def _metrics(self, _: Request) -> Response:
-        return Response(200, generate_latest(self._registry), "text/plain; version=0.0.4; charset=utf-8")
+        from prometheus_client import CollectorRegistry, generate_latest  # late: 4 MB that only a scraped agent pays
+
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        return Response(200, generate_latest(registry), "text/plain; version=0.0.4; charset=utf-8")
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape shows, computed when it asks (prometheus_client calls this)."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
         checks = GaugeMetricFamily("meshctl_check", "Checks by verdict", labels=["code", "verdict"])
         for (code, verdict), count in sorted(Counter((row.code, row.verdict) for row in self.rows).items()):
             checks.add_metric([code, verdict], count)

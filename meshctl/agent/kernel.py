@@ -1,9 +1,9 @@
 """WireGuard in the kernel, through pyroute2's generic netlink (NET-1, NET-3).
 
-pyroute2 carries the messages; the peers inside are packed and unpacked here (its own encoder takes 204 us a peer and one
-message each, this one 5 us and 250 a message). A dump arrives in several messages: a peer may be continued in the next
-one, and a dump that was interrupted is read again. Must not touch links or routes, sends no fwmark (that clears cached
-source addresses) and no replace_peers (that ends every session).
+pyroute2 carries the messages; the peers inside are packed and unpacked here (its own encoder takes 204 us a peer and
+one message each, this one 5 us and 250 a message). A dump arrives in several messages: a peer may be continued in the
+next one, and a dump that was interrupted is read again. Must not touch links or routes, sends no fwmark (that clears
+cached source addresses) and no replace_peers (that ends every session).
 """
 
 from __future__ import annotations
@@ -163,8 +163,11 @@ def _message() -> type[Any]:
             ("WGDEVICE_A_FLAGS", "uint32"),
             ("WGDEVICE_A_LISTEN_PORT", "uint16"),
             ("WGDEVICE_A_FWMARK", "uint32"),
-            ("WGDEVICE_A_PEERS", "cdata"),
+            ("WGDEVICE_A_PEERS", "nested_cdata"),
         )
+
+        class nested_cdata(genlmsg.cdata):  # type: ignore[misc]
+            nla_flags = _NESTED  # the kernel refuses a list that does not say that it is one
 
     return Message
 
@@ -188,12 +191,12 @@ def _rows(parts: Iterable[bytes]) -> dict[Still, Moving]:
             known = peers.setdefault(row[_PEER_PUBLIC_KEY], row)
             if known is not row:
                 known[_PEER_ALLOWED_IPS] = known.get(_PEER_ALLOWED_IPS, b"") + row.get(_PEER_ALLOWED_IPS, b"")
-    return {
-        (key, get(_PEER_PRESHARED_KEY, _NO_KEY), get(_PEER_ENDPOINT, b""), get(_PEER_KEEPALIVE, b"\0\0"), get(_PEER_ALLOWED_IPS, b"")): (
-            get(_PEER_LAST_HANDSHAKE, bytes(16)), get(_PEER_RX, bytes(8)), get(_PEER_TX, bytes(8))
-        )
-        for key, get in ((key, row.get) for key, row in peers.items())
-    }  # fmt: skip
+    rows = {}
+    for key, row in peers.items():
+        still = row.get(_PEER_PRESHARED_KEY, _NO_KEY), row.get(_PEER_ENDPOINT, b""), row.get(_PEER_KEEPALIVE, b"\0\0")
+        moving = row.get(_PEER_LAST_HANDSHAKE, bytes(16)), row.get(_PEER_RX, bytes(8)), row.get(_PEER_TX, bytes(8))
+        rows[(key, *still, row.get(_PEER_ALLOWED_IPS, b""))] = moving
+    return rows
 
 
 def _session(peer: Peer, moving: Moving) -> Session:
@@ -285,4 +288,6 @@ def _fields(peer: Peer, names: Sequence[str], flags: int) -> bytes:
 
 
 def _member(key: PublicKey, flags: int, *parts: bytes) -> bytes:
-    return _attribute(_NESTED, _attribute(_PEER_PUBLIC_KEY, key.raw) + _attribute(_PEER_FLAGS, _U32.pack(flags)) + b"".join(parts))
+    return _attribute(
+        _NESTED, _attribute(_PEER_PUBLIC_KEY, key.raw) + _attribute(_PEER_FLAGS, _U32.pack(flags)) + b"".join(parts)
+    )

@@ -46,7 +46,7 @@ async def keep_map(store: Store, book: Book, moved: asyncio.Event) -> None:
         moved.clear()
         try:
             await save_map(store, book)
-        except OSError:
+        except MeshError:
             moved.set()
         await asyncio.sleep(MAP_EVERY_S)
 

@@ -1,7 +1,8 @@
 """WireGuard in userspace: a `wireguard-go` that outlives the agent, spoken to through its UAPI socket (NET-1, NET-4).
 
-The daemon detaches itself, so an agent that restarts finds its sessions alive. It ends when its interface is removed, so
-nobody has to remember or kill a process. Must not touch links or routes; never sends replace_peers (it ends every session).
+The daemon detaches itself, so an agent that restarts finds its sessions alive. It ends when its interface is removed,
+so nobody has to remember or kill a process. Must not touch links or routes, and sends no replace_peers (that ends
+every session).
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ _POLL_S: Final = 0.005
 _RECEIVE_BYTES: Final = 1 << 20
 _GONE: Final = (FileNotFoundError, ConnectionError)  # no daemon, or one that ended while we spoke
 _ZEROS: Final = bytes(KEY_BYTES)
-_UDP_TABLES: Final = (Path("/proc/thread-self/net/udp"), Path("/proc/thread-self/net/udp6"))  # of this network namespace
+_UDP_TABLES: Final = (
+    Path("/proc/thread-self/net/udp"),
+    Path("/proc/thread-self/net/udp6"),
+)  # of this network namespace
 # What moves by itself sits together in the middle of a peer's lines; wireguard-go writes tx before rx.
 _VOLATILE: Final = re.compile(
     r"last_handshake_time_sec=(\d+)\nlast_handshake_time_nsec=(\d+)\ntx_bytes=(\d+)\nrx_bytes=(\d+)\n"
@@ -71,13 +75,17 @@ class UserspaceWireGuard:
         try:
             async with asyncio.timeout(START_WITHIN_S):
                 said, _ = await starter.communicate()
-                while starter.returncode == 0 and not await is_served(self._interface):
+                while starter.returncode == 0 and not await is_served(self._interface):  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
-            raise EnvironmentFault("wireguard-go does not answer", f"see whether something else owns {self._interface}") from error
+            raise EnvironmentFault(
+                "wireguard-go does not answer", f"see whether something else owns {self._interface}"
+            ) from error
         if starter.returncode:
             last = said.decode(errors="replace").strip().rpartition("\n")[2]
-            raise EnvironmentFault(f"wireguard-go did not start: {last}", "meshctl needs root (CAP_NET_ADMIN) and /dev/net/tun")
+            raise EnvironmentFault(
+                f"wireguard-go did not start: {last}", "meshctl needs root (CAP_NET_ADMIN) and /dev/net/tun"
+            )
 
     async def read(self) -> Wire | None:
         """See WireGuard. One transaction; only what has changed since the last one is parsed."""
@@ -93,7 +101,9 @@ class UserspaceWireGuard:
             rows[before + after] = moving
         peers, sessions = self._memory.recall(rows)
         private = bytes.fromhex(own.get("private_key", ""))
-        return Wire(PrivateKey(private) if private.strip(b"\0") else None, int(own.get("listen_port", 0)), peers, sessions)
+        return Wire(
+            PrivateKey(private) if private.strip(b"\0") else None, int(own.get("listen_port", 0)), peers, sessions
+        )
 
     async def configure(self, steps: Sequence[WireStep]) -> None:
         """See WireGuard."""
@@ -103,14 +113,16 @@ class UserspaceWireGuard:
             raise EnvironmentFault(f"no WireGuard serves {self._interface}", "the next pass starts one") from error
         number = abs(int(answer.strip().removeprefix("errno=")))
         if number:
-            hint = "another process has this UDP port: choose one with --listen-port" if number == errno.EADDRINUSE else ""
+            hint = (
+                "another process has this UDP port: choose one with --listen-port" if number == errno.EADDRINUSE else ""
+            )
             raise EnvironmentFault(f"wireguard-go refused: {os.strerror(number)}", hint)
 
     async def raised(self) -> None:
         """See WireGuard: the daemon hears of its link by itself, a moment later, and opens its UDP port then."""
         with suppress(TimeoutError):
             async with asyncio.timeout(START_WITHIN_S):
-                while (wire := await self.read()) and not _is_bound(wire.listen_port):
+                while (wire := await self.read()) and not _is_bound(wire.listen_port):  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_S)
 
     async def close(self) -> None:
@@ -128,7 +140,7 @@ async def _connect(interface: str) -> socket.socket:
 
 
 async def transact(interface: str, request: str) -> str:
-    """One UAPI transaction: the answer with its errno line. Raises EnvironmentFault, or FileNotFoundError and ConnectionError as is."""
+    """One UAPI transaction: the answer with its errno line. Raises EnvironmentFault; a daemon that is gone, `_GONE`."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(ANSWER_WITHIN_S):
@@ -144,7 +156,9 @@ async def transact(interface: str, request: str) -> str:
     except _GONE:
         raise
     except TimeoutError as error:
-        raise EnvironmentFault(f"wireguard-go does not answer for {interface}", "it hangs: end it, the next pass starts another") from error
+        raise EnvironmentFault(
+            f"wireguard-go does not answer for {interface}", "it hangs: end it, the next pass starts another"
+        ) from error
     except OSError as error:
         raise EnvironmentFault(f"cannot speak to wireguard-go: {error.strerror}", "meshctl needs root") from error
 

@@ -91,7 +91,7 @@ def _install_unit(config: AgentConfig) -> bool:
     try:
         for unit in (installed if installed.exists() else checkout).glob("meshctl*.service"):
             text = unit.read_text().replace("/usr/bin/meshctl", program)
-            if program.startswith(("/home/", "/root/")):
+            if any(Path(program).is_relative_to(home) for home in ("/home", Path("~root").expanduser())):
                 text = text.replace("ProtectHome=yes", "ProtectHome=read-only")
             Path("/etc/systemd/system", unit.name).write_text(text)
         subprocess.run(["systemctl", "daemon-reload"], check=True, timeout=30)

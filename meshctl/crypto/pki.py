@@ -24,6 +24,7 @@ ALWAYS = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 COORDINATOR_NAME = "coordinator.mesh"  # every coordinator's DNS name; addresses are not identities
 
 Key = ec.EllipticCurvePrivateKey
+PublicKey = ec.EllipticCurvePublicKey
 
 
 def spiffe_id(mesh_id: str, node: str) -> str:

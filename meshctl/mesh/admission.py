@@ -64,6 +64,7 @@ def decide(
     secret_matches: bool,
     member: bool,
     name_taken: bool,
+    key_taken: bool = False,
     tombstone: str | None,
     now: float,
 ) -> Admitted | Refused:
@@ -85,9 +86,14 @@ def decide(
         return Refused("token-used", "this token was used already", ASK_AGAIN)
     if name_taken:
         return Refused("name-taken", f"the name {request.name!r} is taken", "choose another: meshctl join --name NAME")
-    if extra := set(request.tags) - set(token.tags):
+    if key_taken:
+        return Refused(
+            "key-taken", "another node has this WireGuard key", "meshctl leave --force makes new keys, then join again"
+        )
+    tags = tuple(dict.fromkeys(request.tags))
+    if extra := set(tags) - set(token.tags):
         return Refused(
             "tag-denied", f"this token does not allow the tag {min(extra)!r}", "mesh-coordinator token create --tag"
         )
     spent = replace(token, uses=token.uses - 1, used_by=(*token.used_by, request.node)[-64:])
-    return Admitted(spent, resumed=False, tags=request.tags or token.tags)
+    return Admitted(spent, resumed=False, tags=tags or token.tags)

@@ -65,8 +65,8 @@ class Check:
 
     @property
     def anchor(self) -> str:
-        """Where the documentation explains it."""
-        return f"checks.md#{self.code.lower()}"
+        """Where the README explains it."""
+        return f"README.md#{self.code.lower()}"
 
 
 _W, _C = Severity.WARNING, Severity.CRITICAL

@@ -23,6 +23,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
 from meshctl.errors import ProtocolError
+from meshctl.mesh import limits
 from meshctl.mesh.model import Address, Endpoint, NodeId
 
 TAG_BYTES: Final = 16
@@ -83,11 +84,12 @@ class Echo(NamedTuple):
 class Tally:
     """Counts one peer's echoes. Smoothing is RFC 6298's for the round trip and RFC 3550's for jitter."""
 
-    __slots__ = ("_bits", "_echo")
+    __slots__ = ("_bits", "_echo", "_since")
 
     def __init__(self) -> None:
         self._echo = Echo()
         self._bits = 0
+        self._since = float("-inf")  # when the count began
 
     @property
     def echo(self) -> Echo:
@@ -100,9 +102,8 @@ class Tally:
         return self._echo.missed < DOWN_AFTER and (self._echo.missed > 0 or self._echo.loss > LOSSY_ABOVE)
 
     def answered(self, rtt_s: float, offset_s: float, *, now: float) -> None:
-        """A pong came. The first one ever, or after a whole window of losses, starts the count: absence is not loss."""
-        if self._echo.missed >= _WINDOW or self._echo.last_ok_at is None:
-            self._echo, self._bits = self._echo._replace(sent=0, received=0), 0
+        """A pong came."""
+        self._appeared(now=now)
         old = self._echo.rtt_s
         jitter = self._echo.jitter_s
         self._echo = self._echo._replace(
@@ -115,12 +116,15 @@ class Tally:
         self._count(answered=True, now=now)
 
     def lost(self, *, now: float) -> None:
-        """No pong came in time."""
+        """No pong came in time. One that was asked for before the peer appeared says nothing."""
+        if now - self._since < limits.ECHO_LOST_AFTER_S:
+            return
         self._echo = self._echo._replace(missed=self._echo.missed + 1)
         self._count(answered=False, now=now)
 
     def proven(self, *, now: float) -> None:
         """The peer's ping echoed our last packet: both directions work, and the peer did the asking."""
+        self._appeared(now=now)
         self._echo = self._echo._replace(missed=0, last_ok_at=now, tested_at=now)
 
     def forged(self, *, now: float) -> None:
@@ -133,6 +137,11 @@ class Tally:
             return False
         self._echo = self._echo._replace(seen=endpoint)
         return True
+
+    def _appeared(self, *, now: float) -> None:
+        """The first proof ever, or after a whole window of losses, starts the count: absence is not loss."""
+        if self._echo.missed >= _WINDOW or self._echo.last_ok_at is None:
+            self._echo, self._bits, self._since = self._echo._replace(sent=0, received=0), 0, now
 
     def _count(self, *, answered: bool, now: float) -> None:
         self._bits = (self._bits << 1 | answered) & ((1 << _WINDOW) - 1)

@@ -2,8 +2,8 @@
 
     python tests/bench/reconcile.py [userspace|kernel] [PEERS ...]
 
-One line per size, in milliseconds (best of the rounds; the machine is shared). `raw` is the baseline of the same run: asking
-WireGuard and throwing the answer away. A pass is observe + diff + digest. Needs root; works in a namespace of its own.
+One line per size, in milliseconds (best of the rounds, as machines are shared). `raw` is the baseline of the same run:
+asking WireGuard and throwing the answer away. A pass is observe + diff + digest. Needs root; makes its own namespace.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +24,18 @@ from meshctl.mesh.keys import PresharedKey, PublicKey
 from meshctl.mesh.model import Endpoint
 from meshctl.mesh.plan import AddAddress, AddPeer, AddRoute, RestartPeer, SetListenPort, SetUp, UpdatePeer, diff
 from tests.harness.fake_kernel import public
-from tests.harness.ground import OWN, PREFIXES, FakeGround, Ground, RealGround, desired, peer, real_ground, settle, until
+from tests.harness.ground import (
+    OWN,
+    PREFIXES,
+    FakeGround,
+    Ground,
+    RealGround,
+    desired,
+    peer,
+    real_ground,
+    settle,
+    until,
+)
 
 root = pytest.mark.root
 REAL = [pytest.param("userspace", marks=root), pytest.param("kernel", marks=root)]
@@ -221,9 +233,9 @@ async def test_port_zero_picks_one(ground: Ground) -> None:
 
 async def test_the_failing_step_is_named(ground: Ground) -> None:
     device = await ground.open()
-    with pytest.raises(EnvironmentFault, match="could not add address 10.77.0.9/32"):
+    with pytest.raises(EnvironmentFault, match=r"could not add address 10\.77\.0\.9/32"):
         await device.apply_all([AddAddress(IPv4Interface("10.77.0.9/32")), AddPeer(peer(1))])
-    with pytest.raises(EnvironmentFault, match=f"could not add peer {peer(1).public_key}"):
+    with pytest.raises(EnvironmentFault, match="could not add peer " + re.escape(str(peer(1).public_key))):
         await device.apply_all([AddPeer(peer(1)), AddPeer(peer(2))])
     await device.destroy()
 
@@ -252,7 +264,11 @@ async def test_restart_of_a_peer_starts_its_handshake_at_once(real: RealGround) 
         loop = asyncio.get_running_loop()
         # From nothing: the very first attempt must not be lost to a link that is not up yet.
         await device.apply_all(diff(None, desired(real.name, replace(peer(1), endpoint=at))))
-        for attempt in (None, RestartPeer(replace(peer(1), endpoint=at)), RestartPeer(replace(peer(1), endpoint=at, keepalive_s=25))):
+        for attempt in (
+            None,
+            RestartPeer(replace(peer(1), endpoint=at)),
+            RestartPeer(replace(peer(1), endpoint=at, keepalive_s=25)),
+        ):
             if attempt:
                 await device.apply_all([attempt])
             async with asyncio.timeout(2):
@@ -332,7 +348,9 @@ async def test_wireguard_go_dies_and_the_next_pass_brings_it_back(real: RealGrou
     await until(gone, "the interface of a killed wireguard-go disappears")
     await settle(device, want)
     await device.destroy()
-    await until(lambda: asyncio.to_thread(lambda: not socket_path(real.name).exists()), "wireguard-go ends with its interface")
+    await until(
+        lambda: asyncio.to_thread(lambda: not socket_path(real.name).exists()), "wireguard-go ends with its interface"
+    )
 
 
 def _daemon(interface: str) -> int:

@@ -88,7 +88,8 @@ async def test_rerouted_by_a_mark_behind_the_routing_table(ground: RealGround) -
     device = await ground.open()
     await settle(device, desired(ground.name, peer(1)))
     tap = Tap(ground.far)
-    marker = f"table ip marker {{ chain out {{ type route hook output priority -150\nip daddr {PEER4} meta mark set 7\n}}\n}}\n"
+    chain = f"chain out {{ type route hook output priority -150\nip daddr {PEER4} meta mark set 7\n}}"
+    marker = f"table ip marker {{ {chain}\n}}\n"
     ground.near.command("nft", "-f", "-", stdin=marker)
     ground.near.command("ip", "rule", "add", "fwmark", "7", "table", "100")
     ground.near.command("ip", "route", "add", "default", "via", "192.0.2.2", "table", "100")

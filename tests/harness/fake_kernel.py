@@ -1,8 +1,8 @@
 """A kernel with WireGuard's manners, in memory, behind the Device port; it passes the contract suite of the real ones.
 
-The manners that surprise: an allowed IP belongs to whoever was given it last, a peer with one's own key is ignored, so is
-an update of an absent peer, port 0 picks a port, private keys are clamped, a link that goes down loses its routes, and
-one that goes away leaves the unreachable routes and the guard behind. `FakeKernel` is the machine and survives the
+The manners that surprise: an allowed IP belongs to whoever was given it last, a peer with one's own key is ignored, so
+is an update of an absent peer, port 0 picks a port, private keys are clamped, a link that goes down loses its routes,
+and one that goes away leaves the unreachable routes and the guard behind. `FakeKernel` is the machine and survives the
 devices opened on it; its methods are what others do to it (a person with `wg`, a peer that answers).
 """
 
@@ -145,7 +145,9 @@ class FakeDevice:
         for step in steps:
             self._kernel.steps.append(step)
             self._apply(step)
-        if any(not isinstance(step, plan.AddPeer | plan.UpdatePeer | plan.RestartPeer | plan.RemovePeer) for step in steps):
+        if any(
+            not isinstance(step, plan.AddPeer | plan.UpdatePeer | plan.RestartPeer | plan.RemovePeer) for step in steps
+        ):
             self._kernel.news.set()
 
     def _apply(self, step: plan.Step) -> None:

@@ -1,4 +1,4 @@
-"""Ground to stand a device on: the same hands (a person with `wg`, a peer that answers) for the fake and for real WireGuard."""
+"""Ground to stand a device on: a person with `wg` and a peer that answers, for fake and real WireGuard alike."""
 
 from __future__ import annotations
 
@@ -88,7 +88,11 @@ class FakeGround:
         self.kernel = FakeKernel()
         self.name = self.kernel.name
         self.allow, self.forget = self.kernel.allow, self.kernel.forget
-        self.delete_link, self.down, self.flush_guard = self.kernel.delete_link, self.kernel.down, self.kernel.flush_guard
+        self.delete_link, self.down, self.flush_guard = (
+            self.kernel.delete_link,
+            self.kernel.down,
+            self.kernel.flush_guard,
+        )
 
     async def open(self) -> Device:
         """A device on the fake machine."""
@@ -163,10 +167,11 @@ class RealGround:
 
     def left_behind(self) -> tuple[int, bool]:
         """See Ground."""
-        routes = "".join(self.near.command("ip", family, "route", "show", "type", "unreachable") for family in ("-4", "-6"))
-        listed = subprocess.run(["ip", "netns", "exec", self.near.name, "nft", "list", "table", "inet", table(self.name)],
-                                check=False, capture_output=True)  # fmt: skip
-        return routes.count("unreachable"), listed.returncode == 0
+        routes = "".join(
+            self.near.command("ip", family, "route", "show", "type", "unreachable") for family in ("-4", "-6")
+        )
+        listed = self.near.command("nft", "list", "table", "inet", table(self.name), check=False)
+        return routes.count("unreachable"), bool(listed)
 
 
 @cache

@@ -165,10 +165,13 @@ class Coordinator(Machine):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def etcd_pid(self) -> int:
-        """Of the etcd that is our coordinator's child."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return next(int(pid) for pid in children if b"etcd" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    def etcd_pid(self) -> int | None:
+        """Of the etcd that is our coordinator's child, while there is one."""
+        for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/exe").readlink().name == "etcd":
+                    return int(pid)
+        return None
 
 
 class Node(Machine):
@@ -188,6 +191,13 @@ class Node(Machine):
     def join(self, token: str, *flags: str) -> subprocess.CompletedProcess[str]:
         """`meshctl join -` with the token on standard input; the agent is not started."""
         return self.meshctl("join", "-", "--name", self.name, *flags, stdin=token)
+
+    def begin_join(self, token: str) -> subprocess.Popen[bytes]:
+        """The same, left running."""
+        path = self.state.with_suffix(".token")
+        path.write_text(token)
+        own = ("--state-dir", str(self.state), "--interface", self.interface)
+        return self.spawn(*MESHCTL, "join", f"@{path}", "--name", self.name, *own)
 
     def up(self, *flags: str) -> None:
         """Start the agent; returns at once."""

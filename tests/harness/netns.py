@@ -1,6 +1,6 @@
 """Network namespaces for tests: make, enter, run in, remove. Traffic of a test stays in what it made.
 
-A namespace has a thread with an event loop of its own, because the kernel binds namespaces to threads: `await ns.run(coro)`
+A namespace has a thread with an event loop of its own, because the kernel binds namespaces to threads: `ns.run(coro)`
 runs a coroutine there, with every socket and child process it opens. `ns.entered()` moves the calling thread instead.
 """
 
@@ -30,7 +30,7 @@ def _setns(fd: int) -> None:
 
 
 def unique(prefix: str = "mc") -> str:
-    """A name nobody else has; wireguard-go's socket directory is shared by all namespaces, so interfaces need one too."""
+    """A name nobody else has; interfaces need one too, as all namespaces share wireguard-go's socket directory."""
     return f"{prefix}{secrets.token_hex(4)}"
 
 

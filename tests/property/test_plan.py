@@ -41,7 +41,9 @@ def worlds(draw: st.DrawFn) -> Interface:
         private_key=OWN,
         listen_port=draw(st.sampled_from([51820, 51821])),
         mtu=draw(st.sampled_from([1280, 1420])),
-        addresses=frozenset(draw(st.sets(st.sampled_from([IPv4Interface("10.77.0.1/32"), IPv4Interface("10.77.0.2/32")])))),
+        addresses=frozenset(
+            draw(st.sets(st.sampled_from([IPv4Interface("10.77.0.1/32"), IPv4Interface("10.77.0.2/32")])))
+        ),
         routes=frozenset(r for m in meshes for r in (Route(m), Route(m, unreachable=True, metric=9))),
         guarded=frozenset(meshes),
         peers=peers,
@@ -55,7 +57,9 @@ async def _reach(kernel: FakeKernel, want: Interface, alive: frozenset[PublicKey
 
 @given(worlds(), worlds(), st.sets(st.sampled_from(KEYS)), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_one_pass_is_enough_and_live_peers_are_not_touched(old: Interface, new: Interface, answering: set[PublicKey], fell: bool) -> None:
+def test_one_pass_is_enough_and_live_peers_are_not_touched(
+    old: Interface, new: Interface, answering: set[PublicKey], fell: bool
+) -> None:
     async def scenario() -> None:
         kernel = FakeKernel()
         await _reach(kernel, old)
@@ -78,7 +82,9 @@ def test_one_pass_is_enough_and_live_peers_are_not_touched(old: Interface, new: 
         assert seen is not None
         assert diff(seen, new, alive=alive) == ()
         assert digest(seen.peers.values()) == digest(new.peers.values())
-        assert {k for k in alive if k in new.peers} <= {k for k, s in kernel.link.sessions.items() if s.last_handshake == 1.0}
+        assert {k for k in alive if k in new.peers} <= {
+            k for k, s in kernel.link.sessions.items() if s.last_handshake == 1.0
+        }
 
     asyncio.run(scenario())
 
@@ -95,7 +101,9 @@ def test_overlapping_worlds_are_refused(world: Interface, claim: IPv4Network, wi
 
 @given(worlds(), st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from([*CLAIMS, *MESHES])), max_size=6))
 @settings(max_examples=150, deadline=None)
-def test_a_person_with_wg_is_repaired_in_one_pass_even_when_claims_overlap(world: Interface, doings: list[tuple[PublicKey, IPv4Network]]) -> None:
+def test_a_person_with_wg_is_repaired_in_one_pass_even_when_claims_overlap(
+    world: Interface, doings: list[tuple[PublicKey, IPv4Network]]
+) -> None:
     async def scenario() -> None:
         kernel = FakeKernel()
         await _reach(kernel, world)

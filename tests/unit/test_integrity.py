@@ -62,7 +62,7 @@ def test_catalogue_is_whole_and_its_dependencies_exist_without_a_circle() -> Non
         assert check.title
         assert check.claim
         assert check.remedy
-        assert check.anchor == f"checks.md#{code.lower()}"
+        assert check.anchor == f"README.md#{code.lower()}"
         assert check.grace_s >= 0
 
 

@@ -116,7 +116,7 @@ def test_suspect_is_tested_more_until_it_is_known_to_be_down() -> None:
     tally = Tally()
     tally.answered(0.01, 0.0, now=0)
     suspect = []
-    for now in range(1, 5):
+    for now in range(2, 6):
         tally.lost(now=now)
         suspect.append(tally.is_suspect)
     assert suspect == [True, True, False, False]

@@ -2,9 +2,9 @@
 
     python tests/vm/run.py [KERNEL]      e.g. /boot/vmlinuz-6.1.0-56-cloud-amd64; the newest in /boot by default
 
-The image is an initramfs with this Python, the few packages and tools the suite needs, and the kernel's network modules:
-no disk, no network and no file of the host is shared with the machine, and neither KVM nor 9p is needed (Debian's cloud
-kernels have no 9p). Prints what the machine prints; exit code 0 only if the suite passed there and the bench ran.
+The image is an initramfs with this Python, the few packages and tools the suite needs, and the kernel's network
+modules: no disk, network or file of the host is shared with the machine, and neither KVM nor 9p is needed (Debian's
+cloud kernels have no 9p). Prints what the machine prints; exit code 0 only if the suite passed there and the bench ran.
 Needs qemu-system-x86, busybox-static, kmod, a kernel with modules.
 """
 
@@ -23,10 +23,24 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 PASSED = "vm-verdict: passed"
 TIME_LIMIT_S = 900
-PACKAGES = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pytest_asyncio", "pygments", "pyroute2", "cryptography", "cffi")
+PACKAGES = (
+    "pytest",
+    "_pytest",
+    "pluggy",
+    "iniconfig",
+    "packaging",
+    "pytest_asyncio",
+    "pygments",
+    "pyroute2",
+    "cryptography",
+    "cffi",
+)
 TOOLS = ("ip", "nft", "wg", "wireguard-go", "modprobe", "sysctl", "busybox")
 MODULES = ("net", "lib", "crypto", "arch/x86/crypto", "drivers/net", "drivers/char")
-SUITE = "python -B -m pytest -p no:cacheprovider -q tests/contract/test_device.py tests/contract/test_guard.py -k kernel"
+SUITE = (
+    "python -B -m pytest -p no:cacheprovider -q --color=no --tb=short --durations=5"
+    " tests/contract/test_device.py tests/contract/test_guard.py -k kernel"
+)
 BENCH = "python -B tests/bench/reconcile.py"
 
 INIT = f"""#!/bin/busybox sh
@@ -62,14 +76,21 @@ def tree(root: Path, release: str) -> None:
     (root / "init").write_text(INIT)
     (root / "init").chmod(0o755)
 
-    skip = shutil.ignore_patterns("__pycache__", "test", "tests", "idlelib", "tkinter", "ensurepip", "lib2to3", "site-packages", "*.a", "config-*")
+    skip = shutil.ignore_patterns(
+        "__pycache__", "test", "tests", "idlelib", "tkinter", "ensurepip", "lib2to3", "site-packages", "*.a", "config-*"
+    )
     stdlib, site = Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))
     shutil.copytree(stdlib, root / "python/lib" / stdlib.name, ignore=skip)
     put(root, Path(sys.executable).resolve(), "/usr/bin/python")
     cache = shutil.ignore_patterns("__pycache__")
     for package in PACKAGES:
         shutil.copytree(site / package, root / "packages" / package, ignore=cache)
-    for extra in (*site.glob("pytest_asyncio-*.dist-info"), *site.glob("_cffi_backend*"), *site.glob("typing_extensions.py"), *site.glob("py.py")):
+    for extra in (
+        *site.glob("pytest_asyncio-*.dist-info"),
+        *site.glob("_cffi_backend*"),
+        *site.glob("typing_extensions.py"),
+        *site.glob("py.py"),
+    ):
         (shutil.copytree if extra.is_dir() else shutil.copy2)(extra, root / "packages" / extra.name)
     for name in ("meshctl", "tests"):
         shutil.copytree(REPOSITORY / name, root / "repository" / name, ignore=cache)
@@ -78,7 +99,9 @@ def tree(root: Path, release: str) -> None:
     for tool in TOOLS:
         put(root, Path(shutil.which(tool) or tool), "/bin/busybox" if tool == "busybox" else f"/usr/bin/{tool}")
     (root / "sbin/modprobe").symlink_to("/usr/bin/modprobe")  # where the kernel looks for it
-    binaries = [path for path in root.rglob("*") if path.is_file() and (path.suffix == ".so" or path.parent == root / "usr/bin")]
+    binaries = [
+        path for path in root.rglob("*") if path.is_file() and (path.suffix == ".so" or path.parent == root / "usr/bin")
+    ]
     for library in libraries(binaries):
         put(root, library)
 
@@ -103,13 +126,22 @@ def main() -> int:
         tree(root, kernel.name.removeprefix("vmlinuz-"))
         names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
         with image.open("wb") as out:
-            subprocess.run(["busybox", "cpio", "-o", "-H", "newc"], cwd=root, input=names.encode(), stdout=out, check=True)
+            subprocess.run(
+                ["busybox", "cpio", "-o", "-H", "newc"], cwd=root, input=names.encode(), stdout=out, check=True
+            )
         command = [
-            "qemu-system-x86_64", "-kernel", str(kernel), "-initrd", str(image), "-append", "console=ttyS0 panic=-1 quiet",
+            "qemu-system-x86_64", "-kernel", str(kernel), "-initrd", str(image),
+            "-append", "console=ttyS0 panic=-1 quiet",
             "-m", "2G", "-smp", str(min(os.cpu_count() or 1, 2)), "-accel", "tcg,thread=multi", "-cpu", "max",
             "-nographic", "-no-reboot", "-nic", "none",
         ]  # fmt: skip
-        machine = subprocess.Popen(["timeout", str(TIME_LIMIT_S), *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace")
+        machine = subprocess.Popen(
+            ["timeout", str(TIME_LIMIT_S), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
         assert machine.stdout
         passed = False
         for line in machine.stdout:

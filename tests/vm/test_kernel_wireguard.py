@@ -1,4 +1,4 @@
-"""The device's contract on a kernel that has WireGuard, in an emulated machine (NET-1). Minutes, once: `pytest -m vm`."""
+"""The device's contract on a kernel that has WireGuard, in an emulated machine (NET-1). Takes minutes: `-m vm`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import pytest
 
 @pytest.mark.vm
 def test_contract_suite_passes_on_kernel_wireguard() -> None:
-    done = subprocess.run([sys.executable, str(Path(__file__).with_name("run.py"))], capture_output=True, text=True, check=False, timeout=1000)
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("run.py"))],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1000,
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout
     assert "kernel 1000 peers" in done.stdout
