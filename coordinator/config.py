@@ -11,6 +11,7 @@ from typing import Any
 from meshctl.errors import EnvironmentFault, UsageError
 
 DEFAULT_DIRECTORY = Path("/var/lib/mesh-coordinator")
+KEKS = ("file", "passphrase")
 DEFAULT_PORT = 7443  # below 32768: above it the kernel hands out ports to anybody's outgoing connections
 
 
@@ -49,10 +50,17 @@ def load(directory: Path) -> CoordinatorConfig:
         given = tomllib.loads(path.read_text())
     except FileNotFoundError as error:
         raise UsageError(f"{directory} holds no mesh", "mesh-coordinator init, or --data-dir") from error
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # not readable, not UTF-8, not TOML
         raise EnvironmentFault(f"cannot read {path}: {error}", "correct the file") from error
     known = {item.name: item for item in fields(CoordinatorConfig)}
     if unknown := given.keys() - known.keys():
         raise UsageError(f"{path}: unknown setting {min(unknown)!r}", f"known are {', '.join(known)}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    return CoordinatorConfig(**values)
+    for key, value in values.items():
+        wanted = type(known[key].default)
+        if not isinstance(value, wanted) or not all(isinstance(item, str) for item in value):
+            raise UsageError(f"{path}: {key} is {'a list of texts' if wanted is tuple else 'a text'}", "correct the file")
+    config = CoordinatorConfig(**values)
+    if config.kek not in KEKS:
+        raise UsageError(f"{path}: unknown kek {config.kek!r}", f"known are {' and '.join(KEKS)}")
+    return config

@@ -6,6 +6,7 @@ A dataclass and tomllib, because the usual settings library costs an agent 31 MB
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -50,7 +51,7 @@ def load(
     if path.exists():
         try:
             given.update(tomllib.loads(path.read_text()))
-        except (tomllib.TOMLDecodeError, OSError) as error:
+        except (ValueError, OSError) as error:  # not TOML, not UTF-8, not readable
             raise UsageError(f"{path} cannot be read: {error}", "correct the file or remove it") from error
     names = {f.name for f in fields(AgentConfig)}
     if unknown := given.keys() - names:
@@ -68,7 +69,7 @@ def _typed(name: str, value: Any) -> Any:
             case "listen_port":
                 return int(value)
             case "endpoint":
-                return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+                return tuple(value.split(",") if isinstance(value, str) else map(str, value))
             case _:
                 return str(value)
     except (TypeError, ValueError) as error:
@@ -77,9 +78,9 @@ def _typed(name: str, value: Any) -> Any:
 
 def _checked(given: dict[str, Any]) -> AgentConfig:
     config = replace(AgentConfig(), **given)
-    if not 0 < len(config.interface) <= 15 or not config.interface.isprintable() or "/" in config.interface:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", config.interface):
         raise UsageError(
-            f"{config.interface!r} is not an interface name", "use at most 15 characters, for example mesh0"
+            f"{config.interface!r} is not an interface name", "use 1 to 15 letters, digits, - _ and ., for example mesh0"
         )
     if not 0 < config.listen_port < 65536:
         raise UsageError(f"{config.listen_port} is not a UDP port", "--listen-port 51820")

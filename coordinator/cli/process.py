@@ -20,7 +20,7 @@ from coordinator import founding, server
 from coordinator.config import CoordinatorConfig, load
 from coordinator.keyring import FileKek, Keyring, SealedRegistry
 from meshctl.errors import EnvironmentFault, MeshError, RefusedError, UsageError
-from meshctl.eventlog import EventLog, human_log
+from meshctl.eventlog import EventLog, HumanLog
 from meshctl.mesh import addressing
 from meshctl.mesh.model import MeshInfo, Network, check_name
 
@@ -125,7 +125,7 @@ def run(data_dir: Path, *, etcd: tuple[str, ...], listen: tuple[str, ...], adver
     """Serve until asked to stop."""
     config = load(data_dir)
     config = replace(config, etcd=etcd or config.etcd, listen=listen or config.listen)
-    events = EventLog(data_dir / "events.jsonl", actor="coordinator", human=human_log(sys.stderr))
+    events = EventLog(data_dir / "events.jsonl", actor="coordinator", human=HumanLog(sys.stderr))
     os.umask(0o077)
     uvloop.run(server.serve(data_dir, config, events, _say, advertise))
 

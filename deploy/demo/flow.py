@@ -2,12 +2,10 @@
 
     flow.py RATE PORT LOCAL=PEER,PEER [LOCAL=PEER,PEER]
 
-For each LOCAL address, RATE packets a second go to every PEER, from and to PORT. On SIGTERM it stops sending, listens a
-moment longer for what is under way, and prints JSON: sent and refused (by the kernel) per `local>peer`, received,
-duplicate and longest_gap_ms per `peer>local`.
+After SIGUSR1, RATE packets a second go from each LOCAL address to every PEER of it. After SIGTERM it listens a moment
+longer for what is under way and prints JSON: sent {"local>peer": count}, received {"peer>local": [count, duplicates,
+longest gap in ms]}.
 """
-
-from __future__ import annotations
 
 import json
 import select
@@ -19,30 +17,9 @@ import time
 
 BODY = bytes(192)
 LINGER_S = 1.0
-running = True
 
 
-def stop(*_: object) -> None:
-    global running  # noqa: PLW0603 - a signal handler has no other way to be heard
-    running = False
-
-
-class Line:
-    """One direction of one pair, as seen from this end."""
-
-    def __init__(self) -> None:
-        self.sent = self.refused = self.duplicate = 0
-        self.seen: set[int] = set()
-        self.last = self.gap = 0.0
-
-    def arrived(self, number: int, now: float) -> None:
-        self.gap = max(self.gap, now - self.last) if self.last else 0.0
-        self.last = now
-        self.duplicate += number in self.seen
-        self.seen.add(number)
-
-
-def opened(local: str, port: int) -> socket.socket:
+def opened(local, port):
     end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
     end.bind((local, port))
@@ -50,43 +27,18 @@ def opened(local: str, port: int) -> socket.socket:
     return end
 
 
-def main() -> None:
-    rate, port = float(sys.argv[1]), int(sys.argv[2])
-    ends: dict[socket.socket, tuple[str, list[str]]] = {}
-    for word in sys.argv[3:]:
-        local, _, peers = word.partition("=")
-        ends[opened(local, port)] = local, peers.split(",")
-    out = {(local, peer): Line() for local, peers in ends.values() for peer in peers}
-    back = {(peer, local): Line() for local, peer in out}
-    signal.signal(signal.SIGTERM, stop)
-    print("ready", flush=True)
-    due, ended = time.monotonic(), 0.0
-    while not ended or time.monotonic() < ended:
-        if running and time.monotonic() >= due:
-            send(ends, out, port)
-            due += 1 / rate
-        elif not running and not ended:
-            ended = time.monotonic() + LINGER_S
-        for end in select.select(list(ends), [], [], max(0.0, due - time.monotonic()) if running else 0.01)[0]:
-            receive(end, ends[end][0], back)
-    print(json.dumps({
-        "sent": {f"{a}>{b}": [line.sent, line.refused] for (a, b), line in out.items()},
-        "received": {f"{a}>{b}": [len(x.seen), x.duplicate, round(x.gap * 1e3)] for (a, b), x in back.items()},
-    }))  # fmt: skip
-
-
-def send(ends: dict[socket.socket, tuple[str, list[str]]], out: dict[tuple[str, str], Line], port: int) -> None:
+def send(ends, sent, port):
     for end, (local, peers) in ends.items():
         for peer in peers:
-            line = out[local, peer]
-            line.sent += 1
+            name = f"{local}>{peer}"
+            sent[name] = sent.get(name, 0) + 1
             try:
-                end.sendto(struct.pack("!Q", line.sent) + BODY, (peer, port))
-            except OSError:
-                line.refused += 1
+                end.sendto(struct.pack("!Q", sent[name]) + BODY, (peer, port))
+            except OSError:  # no route, or a firewall: it counts as sent and will count as lost
+                pass
 
 
-def receive(end: socket.socket, local: str, back: dict[tuple[str, str], Line]) -> None:
+def receive(end, local, received):
     while True:
         try:
             data, (source, _) = end.recvfrom(2048)
@@ -94,8 +46,31 @@ def receive(end: socket.socket, local: str, back: dict[tuple[str, str], Line]) -
             return
         except OSError:  # an ICMP error of an earlier packet
             continue
-        if line := back.get((source, local)):
-            line.arrived(struct.unpack("!Q", data[:8])[0], time.monotonic())
+        now, number = time.monotonic(), struct.unpack("!Q", data[:8])[0]
+        seen, duplicates, gap, last = received.get(name := f"{source}>{local}", (set(), 0, 0.0, now))
+        received[name] = seen, duplicates + (number in seen), max(gap, now - last), now
+        seen.add(number)
+
+
+def main():
+    rate, port = float(sys.argv[1]), int(sys.argv[2])
+    words = (word.split("=") for word in sys.argv[3:])
+    ends = {opened(local, port): (local, peers.split(",")) for local, peers in words}
+    sent, received = {}, {}
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
+    print("ready", flush=True)
+    signal.sigwait({signal.SIGUSR1, signal.SIGTERM})
+    due, ending = time.monotonic(), float("inf")
+    while (now := time.monotonic()) < ending:
+        if ending == float("inf") and signal.SIGTERM in signal.sigpending():
+            ending = now + LINGER_S
+        if now >= due and ending == float("inf"):
+            send(ends, sent, port)
+            due += 1 / rate
+        for end in select.select(list(ends), [], [], min(max(due - now, 0), 0.01))[0]:
+            receive(end, ends[end][0], received)
+    counted = {name: [len(seen), double, round(gap * 1e3)] for name, (seen, double, gap, _) in received.items()}
+    print(json.dumps({"sent": sent, "received": counted}))
 
 
 main()

@@ -1,13 +1,8 @@
 """The ground the demo stands on: six network namespaces, what runs in them, and how both are taken away again (OPS-1).
 
-    provider A 198.51.100.0/24: coordinator, gpu-a1, gpu-a2 --- router --- provider B 203.0.113.0/24: gpu-b1, gpu-b2
-
-The addresses are those set aside for documentation; nothing leaves this machine. Speaks to the product by its two
-command lines only. Everything that runs here is found again by its namespace, so a run that was cut off is cleaned up
-by the next one.
+The addresses are those set aside for documentation; nothing leaves this machine. Everything that runs here is found
+again by its namespace, so the next run cleans up after one that was cut off. Of the product it knows the commands only.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -17,20 +12,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-HERE = Path(__file__).resolve().parent
-BIN = Path(sys.executable).parent
+HERE, BIN = Path(__file__).resolve().parent, Path(sys.executable).parent
+PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin") or sys.executable  # not the one of .venv
 ROOT = Path("/var/lib/meshctl-demo")
-ROUTER, COORDINATOR = "md-router", "md-coord"
-COORDINATOR_ADDRESS, PORT = "198.51.100.10", 7443
-PREFIX4 = "10.77.0.0/16"
+ROUTER, DESK = "md-router", "md-coord"
+DESK_ADDRESS = "198.51.100.10"
 STOP_WITHIN_S = 5.0
 
 
@@ -40,7 +34,7 @@ class Fault(Exception):
 
 @dataclass(frozen=True)
 class Node:
-    """One machine: `space` is its namespace and the name of its WireGuard interface, `address` is on the underlay."""
+    """One machine: `space` is its namespace and also its WireGuard interface, `address` is its own on the underlay."""
 
     name: str
     space: str
@@ -48,64 +42,52 @@ class Node:
 
     @property
     def state(self) -> Path:
-        """The only place its agent reads."""
+        """All that its agent reads."""
         return ROOT / self.name
 
 
-NODES = (
-    Node("gpu-a1", "md-a1", "198.51.100.11"),
-    Node("gpu-a2", "md-a2", "198.51.100.12"),
-    Node("gpu-b1", "md-b1", "203.0.113.11"),
-    Node("gpu-b2", "md-b2", "203.0.113.12"),
-)
-SPACES = (ROUTER, COORDINATOR, *(node.space for node in NODES))
-cancelled = threading.Event()  # set when the demo is asked to end: whoever waits gives up
+A1, A2 = Node("gpu-a1", "md-a1", "198.51.100.11"), Node("gpu-a2", "md-a2", "198.51.100.12")
+B1, B2 = Node("gpu-b1", "md-b1", "203.0.113.11"), Node("gpu-b2", "md-b2", "203.0.113.12")
+NODES = (A1, A2, B1, B2)
+SPACES = (ROUTER, DESK, *(node.space for node in NODES))
+cancelled = threading.Event()  # the demo is asked to end: whoever waits gives up
 
 
-def run(*command: str | Path, fine: bool = True, stdin: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """A command and what it said. Raises Fault when it fails and `fine` is asked for."""
+def run(*command: str | Path, fine: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """A command and what it said. Raises Fault when it hangs, or fails though it must be `fine`."""
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, check=False, input=stdin, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
-        raise Fault(f"{command[0]} did not end within {timeout:.0f} s") from None
+        raise Fault(f"{' '.join(map(str, command))}: no end within a minute") from None
     if fine and done.returncode:
         raise Fault(f"{' '.join(map(str, command))}: {(done.stderr or done.stdout).strip()}")
     return done
 
 
-def within(space: str, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def within(space: str, *command: str | Path, fine: bool = True) -> subprocess.CompletedProcess[str]:
     """The same, in a namespace."""
-    return run("ip", "netns", "exec", space, *command, **options)
+    return run("ip", "netns", "exec", space, *command, fine=fine)
 
 
-def meshctl(node: Node, *words: str | Path, fine: bool = True) -> subprocess.CompletedProcess[str]:
-    """The node's own command line, with its own state."""
-    return within(node.space, BIN / "meshctl", *words, "--state-dir", node.state, fine=fine)
+def meshctl(node: Node, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """A node's command line, with that node's state; it may fail."""
+    return within(node.space, BIN / "meshctl", *words, "--state-dir", node.state, fine=False)
 
 
-def coordinator(*words: str | Path, fine: bool = True) -> subprocess.CompletedProcess[str]:
+def coordinator(*words: str, fine: bool = True) -> subprocess.CompletedProcess[str]:
     """The operator's command line."""
-    return within(COORDINATOR, BIN / "mesh-coordinator", *words, "--data-dir", ROOT / "coordinator", fine=fine)
-
-
-def status(node: Node) -> dict[str, Any]:
-    """`meshctl status --json`; empty when the agent does not answer (yet)."""
-    try:
-        found: dict[str, Any] = json.loads(meshctl(node, "status", "--json", fine=False).stdout)
-        return found
-    except json.JSONDecodeError:
-        return {}
+    return within(DESK, BIN / "mesh-coordinator", *words, "--data-dir", ROOT / "coordinator", fine=fine)
 
 
 def spawn(space: str, log: str, *command: str | Path) -> subprocess.Popen[bytes]:
-    """A process in a namespace, in a session of its own, that writes to logs/LOG. `ip netns exec` becomes it: the pid is its own."""
+    """A process in a namespace, in a session of its own, writing to logs/LOG. `ip netns exec` becomes it: the pid is its own."""
     with (ROOT / "logs" / log).open("ab") as out:
         words = ["ip", "netns", "exec", space, *map(str, command)]
         return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
 
 
 def until(what: str, condition: Callable[[], T], within_s: float = 30.0, every_s: float = 0.1) -> T:
-    """The first true answer of `condition`. Raises Fault after `within_s` seconds."""
+    """The first true answer of `condition`. Raises Fault when there is none in time."""
     deadline = time.monotonic() + within_s
     while not (found := condition()):
         if cancelled.is_set() or time.monotonic() > deadline:
@@ -114,41 +96,39 @@ def until(what: str, condition: Callable[[], T], within_s: float = 30.0, every_s
     return found
 
 
-def together(work: Callable[[Any], T], items: Any) -> list[T]:
+def together(work: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
     """`work` on all items at once."""
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(8) as pool:
         return list(pool.map(work, items))
 
 
-@contextmanager
-def helper(space: str, log: str, program: str, *arguments: str) -> Iterator[Callable[[], dict[str, Any]]]:
-    """One of our own small programs, by the system's Python, which has never heard of the product. Yields how to end it
-    and read what it reports."""
-    python = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin") or sys.executable
-    process = spawn(space, log, python, "-I", "-S", HERE / program, *arguments)
+class Helper:
+    """flow.py or wire.py, run by the system's Python, which has never heard of the product. Ready once made."""
 
-    def report() -> dict[str, Any]:
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
-        lines = (ROOT / "logs" / log).read_text().splitlines()
-        if process.returncode or not lines:
-            raise Fault(f"{program} in {space}: {' '.join(lines[-1:])}")
-        found: dict[str, Any] = json.loads(lines[-1])
+    def __init__(self, space: str, log: str, program: str, *words: str) -> None:
+        self._name, self._log = f"{program} in {space}", ROOT / "logs" / log
+        self._process = spawn(space, log, PYTHON, "-I", "-S", HERE / program, *words)
+        until(f"{self._name} is ready", lambda: self._log.read_text().endswith("ready\n"), 15, 0.02)
+
+    def begin(self) -> None:
+        """Start sending."""
+        self._process.send_signal(signal.SIGUSR1)
+
+    def report(self) -> dict[str, Any]:
+        """End it, and read what it counted."""
+        self._process.terminate()
+        until(f"{self._name} ends", lambda: self._process.poll() is not None, 20, 0.02)
+        last = self._log.read_text().splitlines()[-1]
+        if self._process.returncode:
+            raise Fault(f"{self._name}: {last}")
+        found: dict[str, Any] = json.loads(last)
         return found
-
-    try:
-        until(f"{program} in {space} starts", lambda: (ROOT / "logs" / log).read_text().endswith("ready\n"), 15, 0.02)
-        yield report
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 def build() -> None:
-    """Namespaces, cables, bridges, addresses, and a router that forwards. Raises Fault."""
-    ROOT.mkdir(mode=0o700)
-    (ROOT / "logs").mkdir()
+    """Namespaces, cables, two bridges, and a router between them that forwards. Raises Fault."""
+    (ROOT / "logs").mkdir(parents=True)
+    ROOT.chmod(0o700)
     for space in SPACES:
         run("ip", "netns", "add", space)
         run("ip", "-n", space, "link", "set", "lo", "up")
@@ -157,7 +137,7 @@ def build() -> None:
         run("ip", "-n", ROUTER, "link", "add", bridge, "type", "bridge")
         run("ip", "-n", ROUTER, "address", "add", f"{gateway}/24", "dev", bridge)
         run("ip", "-n", ROUTER, "link", "set", bridge, "up")
-    for space, address in ((COORDINATOR, COORDINATOR_ADDRESS), *((node.space, node.address) for node in NODES)):
+    for space, address in ((DESK, DESK_ADDRESS), *((node.space, node.address) for node in NODES)):
         port, bridge = space.removeprefix("md-"), "br-a" if address.startswith("198.") else "br-b"
         run("ip", "link", "add", port, "netns", ROUTER, "type", "veth", "peer", "name", "eth0", "netns", space)
         run("ip", "-n", ROUTER, "link", "set", port, "master", bridge, "up")
@@ -166,44 +146,29 @@ def build() -> None:
         run("ip", "-n", space, "route", "add", "default", "via", address.rpartition(".")[0] + ".1")
 
 
-def spaces() -> list[str]:
-    """Ours that exist."""
+def leftovers() -> tuple[list[str], list[int], list[Path]]:
+    """What of the demo is on this machine: namespaces, processes in them (by pid, whoever started them), paths."""
     there = {line.split()[0] for line in run("ip", "netns", "list").stdout.splitlines() if line}
-    return [space for space in SPACES if space in there]
-
-
-def processes() -> list[int]:
-    """Everything that runs in our namespaces, found by looking there: also what an agent started."""
-    return [int(pid) for space in spaces() for pid in run("ip", "netns", "pids", space, fine=False).stdout.split()]
-
-
-def _end(number: signal.Signals, within_s: float) -> None:
-    deadline = time.monotonic() + within_s
-    told: set[int] = set()
-    while (left := processes()) and time.monotonic() < deadline:
-        for pid in set(left) - told:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-        told.update(left)
-        time.sleep(0.05)
-
-
-def sockets() -> list[Path]:
-    """Control sockets of userspace WireGuard, which namespaces do not keep apart."""
-    return [path for node in NODES if (path := Path(f"/var/run/wireguard/{node.space}.sock")).exists()]
+    spaces = [space for space in SPACES if space in there]
+    pids = [int(pid) for space in spaces for pid in run("ip", "netns", "pids", space, fine=False).stdout.split()]
+    # Namespaces do not keep the control sockets of userspace WireGuard apart, so they are removed one by one.
+    paths = [ROOT, *(Path(f"/var/run/wireguard/{node.space}.sock") for node in NODES)]
+    return spaces, pids, [path for path in paths if path.exists()]
 
 
 def remove() -> None:
     """Take it all away: processes kindly, then not; interfaces go with their namespaces."""
-    _end(signal.SIGTERM, STOP_WITHIN_S)
-    _end(signal.SIGKILL, STOP_WITHIN_S)
-    for space in spaces():
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        told: set[int] = set()
+        deadline = time.monotonic() + STOP_WITHIN_S
+        while (pids := leftovers()[1]) and time.monotonic() < deadline:
+            for pid in set(pids) - told:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            told.update(pids)
+            time.sleep(0.05)
+    spaces, _, paths = leftovers()
+    for space in spaces:
         run("ip", "netns", "del", space, fine=False)
-    for path in sockets():
-        path.unlink()
-    shutil.rmtree(ROOT, ignore_errors=True)
-
-
-def leftovers() -> list[str]:
-    """What of the demo is still on this machine."""
-    return [*spaces(), *map(str, processes()), *map(str, sockets()), *([str(ROOT)] if ROOT.exists() else [])]
+    for path in paths[::-1]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -19,7 +19,6 @@ from meshctl.mesh.statement import Statement
 from meshctl.wire import codec
 from meshctl.wire.session import DownFrame
 
-
 Chunk = tuple[Node, bytes]  # a node, and the bytes in which it came
 
 

@@ -25,7 +25,7 @@ from meshctl.agent.renew import Keeper
 from meshctl.agent.store import Store
 from meshctl.config import AgentConfig
 from meshctl.crypto.identity import Identity
-from meshctl.eventlog import EventLog, human_log
+from meshctl.eventlog import EventLog, HumanLog
 from meshctl.events import AgentStarted, AgentStopped, Unheard
 from meshctl.mesh import limits, topology
 from meshctl.mesh.plan import Step
@@ -37,7 +37,7 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     `say` hears of the first proven tunnel.
     """
     identity = store.identity()
-    events = EventLog(store.directory / "events.jsonl", actor=f"agent:{identity.id}", human=human_log(sys.stderr))
+    events = EventLog(store.directory / "events.jsonl", actor=f"agent:{identity.id}", human=HumanLog(sys.stderr))
     device = await open_device(config.interface, config.device)  # type: ignore[arg-type]
     keeper = Keeper(store, identity, lambda: follower.reconnect.set(), events)  # noqa: PLW0108 - made below
     book, surroundings = restore(store, keeper), Surroundings(config.endpoint, config.listen_port)

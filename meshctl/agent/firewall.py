@@ -73,8 +73,8 @@ class Firewall:
                     hooks[name] = hook, priority
                 case {"rule": {"chain": name, "expr": [*expressions]}}:
                     chains.setdefault(name, []).append([_in_order(e) for e in expressions])
-                case {"set": {"name": name, "type": kind, **rest}} if (name, kind) in _SETS:
-                    prefixes |= {_prefix(element) for element in rest.get("elem", ())}
+                case {"set": {"name": name, "type": kind}} if (name, kind) in _SETS:
+                    prefixes |= {_prefix(element) for element in item["set"].get("elem", ())}
         intact = hooks == {n: (h, p) for n, (h, p, *_) in _CHAINS.items()} and chains == self._expected()
         return frozenset(p for p in prefixes if p) if intact and None not in prefixes else frozenset()
 

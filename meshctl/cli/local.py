@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 from typing import Any
 
@@ -15,44 +14,34 @@ from meshctl.errors import EnvironmentFault, UnreachableError
 TIMEOUT_S = 5.0
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+def _get(path: str, target: str, timeout_s: float) -> bytes:
+    """GET over a unix socket: our own server ends each answer by closing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout_s)
+        sock.connect(path)
+        sock.sendall(f"GET {target} HTTP/1.1\r\nHost: agent\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    return answer.partition(b"\r\n\r\n")[2]
 
 
 def ask(config: AgentConfig, target: str, timeout_s: float = TIMEOUT_S) -> Any:
     """GET `target` of the agent, as decoded JSON. Raises NotJoinedError, UnreachableError, EnvironmentFault."""
-    connection = _UnixConnection(str(config.socket), timeout_s)
     try:
-        connection.request("GET", target)
-        return msgspec.json.decode(connection.getresponse().read())
+        return msgspec.json.decode(_get(str(config.socket), target, timeout_s))
     except PermissionError as error:
         raise EnvironmentFault("the agent's socket is for root", "sudo meshctl ...") from error
-    except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError) as error:
         Store(config.state_dir).membership()  # says so when this machine is in no mesh at all
-        raise UnreachableError(
-            "the agent on this machine does not answer", "systemctl status meshctl, or run meshctl up"
-        ) from error
-    finally:
-        connection.close()
+        hint = "systemctl status meshctl, or run meshctl up"
+        raise UnreachableError("the agent on this machine does not answer", hint) from error
 
 
 def is_running(config: AgentConfig) -> bool:
     """Whether an agent answers."""
-    connection = _UnixConnection(str(config.socket), 1.0)
     try:
-        connection.connect()
+        return bool(_get(str(config.socket), "/healthz", 1.0))
     except OSError:
         return False
-    finally:
-        connection.close()
-    return True
 
 
 def status(config: AgentConfig) -> dict[str, Any]:

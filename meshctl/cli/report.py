@@ -8,7 +8,6 @@ import ipaddress
 import platform
 import re
 import secrets
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +74,8 @@ def debug() -> None:
 @CONFIG
 def bundle(anonymize: bool, output: Path, **flags: object) -> None:
     """Collect status, events and versions in one file. Keys are never in it."""
+    import tarfile  # late: the other verbs, the agent among them, need none
+
     config = settings(flags)
     try:
         picture = local.status(config)

@@ -18,6 +18,7 @@ from meshctl.wire.v1 import mesh_pb2 as pb
 
 _PUT_TAG = b"\x0a"  # field 1, length-delimited
 _GONE_TAG = b"\x12"  # field 2
+FINDINGS_PER_REPORT = 256  # of at most 330 bytes: within UP_MESSAGE_BYTES when every peer is down
 
 
 METHOD = "/meshctl.wire.v1.Mesh/Session"
@@ -167,7 +168,7 @@ def encode_up(frame: UpFrame) -> pb.Up:
     if frame.applied is not None:
         revision, digest, verdict = frame.applied
         up.applied.CopyFrom(pb.Applied(revision=revision, digest=digest, verdict=verdict))
-        up.findings.extend(codec.finding_messages(frame.findings or ()))
+        up.findings.extend(codec.finding_messages((frame.findings or ())[:FINDINGS_PER_REPORT]))
     if frame.candidates is not None:
         up.candidates.CopyFrom(pb.Candidates(candidates=[codec.candidate_message(c) for c in frame.candidates]))
     return up
@@ -181,7 +182,7 @@ def decode_up(up: pb.Up) -> UpFrame:
             codec.agree(up.resume.hello)
             resume = up.resume.incarnation, up.resume.revision, up.resume.map_hash
         applied = (up.applied.revision, up.applied.digest, up.applied.verdict) if up.HasField("applied") else None
-        found = codec.finding_rows(up.findings[:256]) if applied else None
+        found = codec.finding_rows(up.findings[:FINDINGS_PER_REPORT]) if applied else None
         candidates = None
         if up.HasField("candidates"):
             candidates = tuple(codec.candidate(c) for c in up.candidates.candidates[: limits.ENDPOINTS_PER_NODE])

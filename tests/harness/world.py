@@ -10,7 +10,7 @@ done here by `Computer.sync`, frame by frame, so that a test can break it anywhe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -92,7 +92,8 @@ class Coordinator:
     def __init__(self, authority: Authority, sealed: SealedRegistry, events: Heard, clock: Clock) -> None:
         self.presence = PresenceTable()
         self.cut: list[NodeId] = []
-        self.feed = Feed(sealed, [self.presence.forget, self.cut.append])
+        self.on_gone: list[Callable[[NodeId], object]] = [self.presence.forget, self.cut.append]
+        self.feed = Feed(sealed, self.on_gone)
         self.asymmetry = Asymmetry(self.feed, self.presence)
         self.enrolment = Enrolment(authority, sealed, self.feed, events, clock)
         self.members = Members(authority.mesh, sealed, self.feed, events, clock)

@@ -21,7 +21,7 @@ import pytest
 
 from meshctl import eventlog, events
 from meshctl.errors import EnvironmentFault
-from meshctl.eventlog import EventLog, human_log
+from meshctl.eventlog import EventLog, HumanLog
 from meshctl.mesh import plan
 from meshctl.mesh.interface import Peer, Route
 from meshctl.mesh.keys import PresharedKey, PrivateKey, PublicKey
@@ -38,7 +38,7 @@ def left(number: int) -> events.NodeLeft:
 
 
 def opened(path: Path, stream: typing.TextIO | None = None, redact: bool = False, **options: int) -> EventLog:
-    return EventLog(path, actor="agent:test", human=human_log(stream or io.StringIO(), redact=redact), **options)
+    return EventLog(path, actor="agent:test", human=HumanLog(stream or io.StringIO(), redact=redact), **options)
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -231,10 +231,10 @@ async def test_full_disk_refuses_the_act_and_loses_no_event(tmp_path: Path) -> N
 WRITER = """
 import asyncio, io, sys
 from pathlib import Path
-from meshctl.eventlog import EventLog, human_log
+from meshctl.eventlog import EventLog, HumanLog
 from meshctl.events import NodeLeft
 async def main():
-    human = human_log(io.StringIO())
+    human = HumanLog(io.StringIO())
     log = EventLog(Path(sys.argv[1]), actor="agent:test", human=human, file_bytes=20_000, files_kept=1000)
     while True:
         print(await log.commit(NodeLeft(node="n", name="x" * 50)), flush=True)
