@@ -59,7 +59,9 @@ def load(directory: Path) -> CoordinatorConfig:
     for key, value in values.items():
         wanted = type(known[key].default)
         if not isinstance(value, wanted) or not all(isinstance(item, str) for item in value):
-            raise UsageError(f"{path}: {key} is {'a list of texts' if wanted is tuple else 'a text'}", "correct the file")
+            raise UsageError(
+                f"{path}: {key} is {'a list of texts' if wanted is tuple else 'a text'}", "correct the file"
+            )
     config = CoordinatorConfig(**values)
     if config.kek not in KEKS:
         raise UsageError(f"{path}: unknown kek {config.kek!r}", f"known are {' and '.join(KEKS)}")

@@ -80,7 +80,8 @@ def _checked(given: dict[str, Any]) -> AgentConfig:
     config = replace(AgentConfig(), **given)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}", config.interface):
         raise UsageError(
-            f"{config.interface!r} is not an interface name", "use 1 to 15 letters, digits, - _ and ., for example mesh0"
+            f"{config.interface!r} is not an interface name",
+            "use 1 to 15 letters, digits, - _ and ., for example mesh0",
         )
     if not 0 < config.listen_port < 65536:
         raise UsageError(f"{config.listen_port} is not a UDP port", "--listen-port 51820")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from ipaddress import IPv4Network, ip_network
+from ipaddress import IPv4Network, ip_address, ip_network
 from pathlib import Path
 
 import click
@@ -79,6 +79,8 @@ def initialise(
         if prefix4
         else addressing.choose_prefix4(routes, 77 + secrets.randbelow(100))
     )
+    for address in advertise:
+        _not_inside(address, prefix)
     config = CoordinatorConfig(
         etcd=etcd,
         etcd_ca=etcd_ca,
@@ -107,6 +109,17 @@ def initialise(
         )
     click.echo("! policy: allow-all (every member reaches every member)")
     click.echo("next: mesh-coordinator serve, then mesh-coordinator token create")
+
+
+def _not_inside(address: str, prefix: IPv4Network) -> None:
+    """Law: coordinator traffic never rides the mesh."""
+    host, _ = server.split(address)
+    try:
+        inside = ip_address(host) in prefix
+    except ValueError:
+        return  # a name: what it resolves to may change
+    if inside:
+        raise UsageError(f"{address} lies inside the mesh prefix {prefix}", "advertise an address of the underlay")
 
 
 async def _found(

@@ -8,7 +8,6 @@ longest gap in ms]}.
 """
 
 import json
-import select
 import signal
 import socket
 import struct
@@ -17,11 +16,12 @@ import time
 
 BODY = bytes(192)
 LINGER_S = 1.0
+SO_RCVBUFFORCE = 33  # not in Python's socket module
 
 
 def opened(local, port):
     end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
     end.bind((local, port))
     end.setblocking(False)
     return end
@@ -67,8 +67,9 @@ def main():
         if now >= due and ending == float("inf"):
             send(ends, sent, port)
             due += 1 / rate
-        for end in select.select(list(ends), [], [], min(max(due - now, 0), 0.01))[0]:
-            receive(end, ends[end][0], received)
+        for end, (local, _) in ends.items():
+            receive(end, local, received)
+        time.sleep(max(min(due - time.monotonic(), 0.005), 0))
     counted = {name: [len(seen), double, round(gap * 1e3)] for name, (seen, double, gap, _) in received.items()}
     print(json.dumps({"sent": sent, "received": counted}))
 

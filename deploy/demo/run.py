@@ -83,7 +83,7 @@ def main() -> int:
         print("\ndemo: interrupted, cleaning up", file=sys.stderr)
         return 130
     except lab.Fault as fault:
-        print(f"demo: {fault}\n  hint: it makes network namespaces and a router: use a virtual machine", file=sys.stderr)
+        print(f"demo: {fault}\n  hint: network namespaces are needed: use a virtual machine", file=sys.stderr)
         return 5
     finally:
         for number in SIGNALS:

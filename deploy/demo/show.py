@@ -17,7 +17,8 @@ def _painted(text: str, code: int) -> str:
 def heading(text: str) -> None:
     """A new phase, and when it begins."""
     clock = f"{time.monotonic() - begun:.1f} s"
-    print(f"\n{_painted(f'== {text}', BOLD)} {_painted('=' * (92 - len(text) - len(clock)) + ' ' + clock, DIM)}", flush=True)
+    line = f"{'=' * (92 - len(text) - len(clock))} {clock}"
+    print(f"\n{_painted(f'== {text}', BOLD)} {_painted(line, DIM)}", flush=True)
 
 
 def note(text: str) -> None:
@@ -35,7 +36,7 @@ def claim(text: str, held: bool, figure: str) -> None:
     """One numbered claim and what was measured."""
     verdicts.append(held)
     word = _painted("ok    ", GREEN) if held else _painted("FAILED", RED)
-    print(f"{len(verdicts):>2} {word} {text}: {_painted(figure, BOLD)}", flush=True)
+    print(f"{len(verdicts):>2} {word} {text}\n          {_painted(figure, BOLD)}", flush=True)
 
 
 def last() -> int:

@@ -2,9 +2,9 @@
 
     wire.py MESH_PREFIX4 CONTROL_PORT FLOW_PORT
 
-After SIGTERM it prints JSON: clear (packets whose own source or destination is a mesh address), flow (packets of flow.py
-in clear: they show that a leak would have been seen), missed (frames the kernel dropped before they were read), hellos
-(cipher suite of the last ServerHello per client address).
+After SIGTERM it prints JSON: clear (packets whose own source or destination is a mesh address), flow (packets of
+flow.py in clear: they show that a leak would have been seen), missed (frames the kernel dropped before they were read),
+hellos (cipher suite of the last ServerHello per client address).
 """
 
 import ipaddress
@@ -31,7 +31,7 @@ def count(frame, mesh, control_port, flow_port, seen):
     if packet[9] == UDP:
         seen["flow"] += source_port == target_port == flow_port
     elif packet[9] == TCP and source_port == control_port:
-        # Record: type 1, version 2, length 2. Message: type 1, length 3, version 2, random 32, session id 1 + n, suite 2.
+        # Record: type 1, version 2, length 2; message: type 1, length 3, version 2, random 32, id 1 + n, suite 2.
         record = packet[start + (packet[start + 12] >> 4) * 4 :]
         if len(record) > 46 and record[0] == HANDSHAKE and record[5] == SERVER_HELLO:
             seen["hellos"][str(target)] = f"0x{record[44 + record[43] :][:2].hex()}"

@@ -77,7 +77,8 @@ class Examiner:
         if outcome.at:
             yield integrity.drift(outcome.repaired, outcome.repaired_at, outcome.error, now=outcome.at)
         server = beat.revision if beat else 0
-        yield integrity.lag(outcome.revision, server, now - self._from.link.beat_at if beat else None, now=now)
+        age = now - self._from.link.beat_at if beat else None
+        yield integrity.lag(outcome.revision, server, age, tuple(self._from.book.refused.values()), now=now)
         yield integrity.keys(self._from.keeper.key_age_s, self._from.keeper.left_s, now=now)
         fresh = beat is not None and now - self._from.link.beat_at < 60
         offsets = (e.offset_s for e in self._from.prober.echoes().values() if e.offset_s is not None)

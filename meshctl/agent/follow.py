@@ -21,9 +21,9 @@ from meshctl.agent.book import Book
 from meshctl.agent.join import Member
 from meshctl.crypto.identity import Identity
 from meshctl.errors import MeshError, ProtocolError, RefusedError
-from meshctl.events import Events, SessionClosed, SessionOpened
+from meshctl.events import Events, SessionClosed, SessionOpened, StatementRefused
 from meshctl.mesh import limits
-from meshctl.mesh.model import Candidate
+from meshctl.mesh.model import Candidate, NodeId
 from meshctl.wire import session, status
 from meshctl.wire.codec import FindingRow
 from meshctl.wire.session import Beat, UpFrame
@@ -79,8 +79,10 @@ class Follower:
         self.dirty = asyncio.Event()
         self.reconnect = asyncio.Event()
         self._member, self._identity, self._book = member, identity, book
+        self._told: dict[str, str] = {}
         self._report, self._on_map, self._renew, self._events = report, on_map, renew, events
         self._again = False
+        self._told: dict[str, str] = {}
 
     async def run(self) -> None:
         """For ever: connect, follow, and on any end wait a little and try the next coordinator."""
@@ -123,7 +125,7 @@ class Follower:
     def _down(self) -> None:
         if self.link.connected:
             who, lasted = self._identity.id, time.time() - self.link.since
-            self._events.emit(SessionClosed(actor=f"agent:{who}", node=who, why=self.link.last_error, lasted_s=lasted))
+            self._events.emit(SessionClosed(node=who, why=self.link.last_error, lasted_s=lasted))
             self.link.connected, self.link.since = False, time.time()
 
     async def _session(self, address: str) -> None:
@@ -139,10 +141,9 @@ class Follower:
                     sender = group.create_task(self._send(call))
                     await self._receive(call, address)
                     sender.cancel()
-            except* grpc.aio.AioRpcError as errors:
-                raise status.error(_first(errors), f"coordinator {address}") from None
-            except* MeshError as errors:
-                raise _first(errors) from None
+            except* (grpc.aio.AioRpcError, asyncio.InvalidStateError, MeshError) as errors:  # either half may be first
+                first = _first(errors)
+                raise first if isinstance(first, MeshError) else status.error(first, f"coordinator {address}") from None
             finally:
                 call.cancel()
 
@@ -164,6 +165,7 @@ class Follower:
                 if self._book.take(frame, incarnation):
                     misfits = 0
                     if not frame.more:
+                        self._tell_refused()
                         self._on_map()
                 else:
                     misfits += 1
@@ -172,6 +174,12 @@ class Follower:
                     self._again = True
                     self.dirty.set()
 
+    def _tell_refused(self) -> None:
+        """An event for each key statement refused, once per reason."""
+        for node, why in self._book.refused.items() - self._told.items():
+            self._events.emit(StatementRefused(node=NodeId(node), why=why))
+        self._told = dict(self._book.refused)
+
     def _beat(self, beat: Beat) -> None:
         self.link.beat, self.link.beat_at = beat, time.monotonic()
         self.link.seen_address = beat.seen_address or self.link.seen_address
@@ -179,7 +187,7 @@ class Follower:
         if not self.link.connected:
             self.link.connected, self.link.since = True, time.time()
             who = self._identity.id
-            self._events.emit(SessionOpened(actor=f"agent:{who}", node=who, revision=self._book.roster.revision))
+            self._events.emit(SessionOpened(node=who, revision=self._book.roster.revision))
             self.dirty.set()
 
     async def _send(self, call: Any) -> None:

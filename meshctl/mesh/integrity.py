@@ -166,8 +166,15 @@ def drift(repaired: Sequence[object], repaired_at: float, error: str, *, now: fl
     return Reading(DRIFT, "", Verdict.OK, now, "the kernel holds the plan")
 
 
-def lag(applied: int, server: int, heartbeat_age_s: float | None, *, now: float) -> Reading:
-    """Revisions applied here and known to the server; None: no heartbeat since this process began."""
+def lag(
+    applied: int, server: int, heartbeat_age_s: float | None, refused: Sequence[str] = (), *, now: float
+) -> Reading:
+    """Revisions applied here and known to the server; None: no heartbeat since this process began.
+
+    `refused`: why key statements of the registry were not believed, one sentence each.
+    """
+    if refused:
+        return Reading(LAG, "", Verdict.FAILED, now, f"{len(refused)} key statements refused: {refused[0]}")
     if heartbeat_age_s is None:
         return Reading(LAG, "", Verdict.DEGRADED, now, f"no heartbeat yet, revision {applied} in force")
     if heartbeat_age_s > limits.STREAM_SILENCE_S:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from coordinator.cli.local import call
 from meshctl.cli import local
 from meshctl.config import AgentConfig
 from meshctl.errors import MeshError
+from meshctl.mesh.admission import Token
 from meshctl.wire import operator
 from tests.harness.netns import Namespace, unique
 
@@ -143,6 +144,10 @@ class Coordinator(Machine):
     def token(self, *, uses: int = 1, life_s: float = 3600, ephemeral: bool = False, tags: tuple[str, ...] = ()) -> str:
         """A fresh join token."""
         return str(self.ask("TokenCreate", operator.token_request(life_s, uses, tags, ephemeral, "")).text)
+
+    def tokens(self) -> tuple[Token, ...]:
+        """All tokens, without secrets."""
+        return operator.tokens(self.ask("TokenList", operator.nothing()))
 
     def nodes(self) -> dict[str, operator.NodeState]:
         """Members by name."""
@@ -307,12 +312,3 @@ class Lab:
             others = [name for name in names if name != node.name]
             until(lambda node=node, others=others: node.proves(*others), READY_S, f"{node.name} proves {others}: {node.tail()}")  # type: ignore[misc]
         return made
-
-
-@contextlib.contextmanager
-def temporarily(leave: Callable[[], object]) -> Iterator[None]:
-    """Whatever happens inside, `leave` is called after it."""
-    try:
-        yield
-    finally:
-        leave()

@@ -1,0 +1,499 @@
+"""The services as nodes, strangers and operators meet them: real gRPC, real TLS front, the agent's own client (NET-2,
+ACC-3, ACC-4, ACC-5, MON-6, OPS-4)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from coordinator import server
+from coordinator.front import Front
+from coordinator.service import sessions
+from meshctl.agent import channel, join
+from meshctl.agent.book import Book
+from meshctl.agent.follow import Follower, Report
+from meshctl.agent.join import Member
+from meshctl.agent.store import Store
+from meshctl.config import AgentConfig
+from meshctl.crypto import pki
+from meshctl.errors import ProtocolError, RefusedError, UnreachableError
+from meshctl.mesh import limits
+from meshctl.mesh.token import JoinToken
+from meshctl.wire import codec, operator, session
+from meshctl.wire.codec import FindingRow, Membership
+from meshctl.wire.session import UpFrame
+from meshctl.wire.v1 import mesh_pb2 as pb
+from meshctl.wire.v1 import mesh_pb2_grpc as rpc
+from tests.harness.front import until
+from tests.harness.world import Computer, World, world
+
+Code = grpc.StatusCode
+WITHIN_S = 20.0
+
+
+class CountingBook(Book):
+    """A book that counts the frames it was given."""
+
+    def __init__(self, mesh_id: str) -> None:
+        super().__init__(mesh_id)
+        self.frames: list[session.DownFrame] = []
+
+    def take(self, frame: session.DownFrame, incarnation: str) -> bool:
+        self.frames.append(frame)
+        return super().take(frame, incarnation)
+
+
+class Live:
+    """A node whose follower runs, and acknowledges whatever its book holds."""
+
+    def __init__(self, served: Served, computer: Computer, joined: Membership) -> None:
+        self.served, self.computer, self.book = served, computer, CountingBook(joined.mesh.id)
+        mesh = replace(joined.mesh, coordinators=(served.address,))
+        self.member = Member(mesh, joined.node, joined.certificate, None)  # type: ignore[arg-type]
+        self.findings: tuple[FindingRow, ...] = ()
+        self.candidates: tuple[Any, ...] = ()
+        self.maps = 0
+        self.follower = Follower(
+            lambda: self.member, computer.identity, self.book, self.report, self.on_map, self.renew, served.mesh.events
+        )
+
+    def report(self) -> Report | None:
+        roster = self.book.roster
+        if self.computer.id not in roster.nodes:
+            return None
+        digest = self.computer.digest(self.member.mesh, roster)
+        found = frozenset((f.code, f.subject, f.verdict) for f in self.findings)
+        return Report(roster.revision, digest, "ok", found, self.findings, self.candidates)
+
+    def on_map(self) -> None:
+        self.maps += 1
+        self.follower.dirty.set()
+
+    async def renew(self) -> None:
+        await join._renew_at(self.served.address, self._renewable(), self.computer.identity)
+
+    def _renewable(self) -> Any:
+        return type("", (), {"mesh": self.member.mesh, "certificate": self.member.certificate, "saved": type("", (), {"serial": 1})})
+
+    @property
+    def names(self) -> set[str]:
+        return {node.name for node in self.book.roster.nodes.values()}
+
+
+class Served:
+    """A coordinator as `serve` puts it together, over a registry in memory."""
+
+    def __init__(self, mesh: World, front: Front, sockets: Path) -> None:
+        self.mesh, self.front, self.sockets = mesh, front, sockets
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.front.addresses[0][1]}"
+
+    def open(self, who: Live | None = None) -> grpc.aio.Channel:
+        """A channel as an agent opens it; nobody's when `who` is None."""
+        ca = self.mesh.mesh.ca
+        if who is None:
+            return channel.open_channel(self.address, ca)
+        return channel.open_channel(self.address, ca, who.computer.identity, who.member.certificate)
+
+    def operators(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(f"unix:{self.sockets / 'operator.sock'}")
+
+    async def operate(self, method: str, request: Any) -> Any:
+        async with self.operators() as wire:
+            return await getattr(rpc.OperatorStub(wire), method)(request, timeout=WITHIN_S)
+
+    async def node(self, name: str) -> Live:
+        computer = self.mesh.computer(name)
+        return Live(self, computer, await computer.join(self.mesh.first, await self.mesh.token()))
+
+    async def live(self, name: str) -> Live:
+        """A node that follows."""
+        made = await self.node(name)
+        self._tasks.append(asyncio.ensure_future(made.follower.run()))
+        await until(lambda: name in made.names, WITHIN_S)
+        return made
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    sockets = tmp_path / "run"
+    sockets.mkdir(mode=0o700)
+    async with world() as mesh, contextlib.AsyncExitStack() as stack:
+        mesh.clock.now = time.time()
+        one, sealed = mesh.first, mesh.sealed
+        checks = await server._services(
+            stack, sockets, mesh.authority, sealed, one.feed, one.presence, one.members, one.asymmetry, mesh.events
+        )
+        front = server._front(mesh.authority, one.feed, sockets)
+        one.on_gone.append(lambda node: server._cut(front, one.feed, mesh.mesh.id, node))
+        await front.start([("127.0.0.1", 0)])
+        stack.push_async_callback(front.stop)
+        await checks.set("", health_pb2.HealthCheckResponse.SERVING)
+        made = Served(mesh, front, sockets)
+        stack.push_async_callback(made.stop)
+        yield made
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats often, so that tests wait little."""
+    monkeypatch.setattr(limits, "HEARTBEAT_S", 0.05)
+
+
+async def failure(call: Any) -> tuple[grpc.StatusCode, str]:
+    """How a call ended."""
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        async with asyncio.timeout(WITHIN_S):
+            await call
+    return refused.value.code(), refused.value.details() or ""
+
+
+async def ended(call: Any) -> tuple[grpc.StatusCode, str]:
+    """Read a stream to its end."""
+    async with asyncio.timeout(WITHIN_S):
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while await call.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]
+                pass
+        return await call.code(), await call.details() or ""
+
+
+def stream(wire: grpc.aio.Channel) -> Any:
+    """A session whose messages are raw bytes."""
+    return wire.stream_stream(session.METHOD, None, None)()
+
+
+async def read(call: Any, wanted: Callable[[session.DownFrame], bool]) -> session.DownFrame:
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            frame = session.decode_down(await call.read())
+            if wanted(frame):
+                return frame
+
+
+def resume(node: Live) -> bytes:
+    book = node.book
+    at = book.roster.incarnation, book.roster.revision, book.map_hash
+    return session.serialize_up(session.encode_up(UpFrame(resume=at)))
+
+
+# ---- following -------------------------------------------------------------------------------------------------------
+
+
+async def test_node_gets_a_snapshot_then_deltas_and_operators_see_it_applied(served: Served) -> None:
+    a = await served.live("a")
+    b = await served.live("b")
+    await until(lambda: a.names == b.names == {"a", "b"}, WITHIN_S)
+    assert [frame.snapshot for frame in a.book.frames] == [True, False]
+    done = await served.operate("NodeRemove", operator.named("b"))
+    reply = await served.operate("Applied", operator.applied_request(done.revision, WITHIN_S))
+    assert (reply.applied, list(reply.stragglers)) == (1, [])
+    assert a.names == {"a"}
+    (state,) = operator.states(await served.operate("NodeList", operator.nothing()))
+    assert (state.connected, state.applied, state.digest_ok, state.seen_address) == (True, done.revision, True, "127.0.0.1")
+    status = operator.status(await served.operate("Status", operator.nothing()))
+    assert (status.nodes, status.connected, status.converged, status.etcd) == (1, 1, 1, "in memory")
+
+
+async def test_node_that_applies_nothing_is_named_as_straggler(served: Served) -> None:
+    a = await served.live("a")
+    a.report = lambda: None  # type: ignore[method-assign]
+    a.follower._report = a.report
+    await served.node("b")
+    reply = await served.operate("Applied", operator.applied_request(served.mesh.first.feed.revision, 0.1))
+    assert list(reply.stragglers) == ["a"]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_resume_at_the_same_map_moves_nothing_and_heartbeats_go_on(served: Served) -> None:
+    a = await served.live("a")
+    frames = len(a.book.frames)
+    for _ in range(3):
+        sessions_before = served.mesh.events.kinds().count("session.opened")
+        a.follower.reconnect.set()
+        await until(lambda n=sessions_before: served.mesh.events.kinds().count("session.opened") >= n + 2, WITHIN_S)  # type: ignore[misc]
+        beat = a.follower.link.beat_at
+        await until(lambda at=beat: a.follower.link.connected and a.follower.link.beat_at > at, WITHIN_S)  # type: ignore[misc]
+    assert len(a.book.frames) == frames
+    assert abs(a.follower.link.clock_offset_s) < 5
+    assert a.follower.link.seen_address == "127.0.0.1"
+    await served.node("b")
+    await until(lambda: a.names == {"a", "b"}, WITHIN_S)
+    assert not a.book.frames[-1].snapshot
+
+
+async def test_snapshot_that_is_asked_for_again_comes_at_once(served: Served) -> None:
+    a = await served.live("a")
+    async with served.open(a) as wire:
+        call = stream(wire)
+        await call.write(resume(a))
+        await read(call, lambda f: f.mesh is not None)
+        for _ in range(3):  # and not with the next heartbeat, ten seconds later
+            await call.write(session.serialize_up(session.encode_up(UpFrame(again=True))))
+            begun = time.monotonic()
+            assert (await read(call, lambda f: f.moves_map)).snapshot
+            assert time.monotonic() - begun < limits.HEARTBEAT_S / 2
+        call.cancel()
+
+
+async def test_book_that_went_wrong_heals_by_itself(served: Served) -> None:
+    a = await served.live("a")
+    a.book._hash += 1  # a flipped bit in memory
+    await served.node("b")
+    await until(lambda: a.names == {"a", "b"}, WITHIN_S)
+    assert a.book.frames[-1].snapshot
+    assert a.book.map_hash == served.mesh.first.feed.journal.hash
+
+
+@pytest.mark.usefixtures("quick")
+async def test_both_ends_of_a_pair_are_joined_and_sent_back(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "meshctl.mesh.integrity.CATALOGUE",
+        {k: replace(c, grace_s=0.0) for k, c in __import__("meshctl.mesh.integrity", fromlist=["x"]).CATALOGUE.items()},
+    )
+    a, b = await served.live("a"), await served.live("b")
+    a.findings = (FindingRow("MESH-PATH-001", b.computer.id, "failed", 1.0, 2.0, "3 echoes unanswered"),)
+    a.follower.dirty.set()
+    for node, peer in ((a, b), (b, a)):
+        await until(lambda n=node: bool(n.follower.link.beat and n.follower.link.beat.findings), WITHIN_S)  # type: ignore[misc]
+        beat = node.follower.link.beat
+        assert beat is not None
+        assert [(row.code, row.subject) for row in beat.findings] == [("MESH-ASY-001", peer.computer.id)]
+    a.findings = ()
+    a.follower.dirty.set()
+    await until(lambda: bool(a.follower.link.beat and not a.follower.link.beat.findings), WITHIN_S)
+
+
+# ---- going -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+async def test_revoked_node_is_cut_and_learns_why(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshctl.agent.follow.FAILURES_BEFORE_ASKING", 1)
+    a, b = await served.live("a"), await served.live("b")
+    await served.operate("Revoke", operator.named("b", "stolen"))
+    await until(lambda: a.names == {"a"}, WITHIN_S)
+    await until(lambda: not b.follower.link.connected, WITHIN_S)
+    await until(lambda: "no member any more (revoked)" in b.follower.link.last_error, WITHIN_S)
+    assert b.names == {"a", "b"}  # losing the coordinator takes nothing away
+    async with served.open(b) as wire:
+        code, _ = await failure(rpc.MeshStub(wire).Leave(codec.leave_request()))
+    assert code is Code.UNAVAILABLE
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await served.operate("Revoke", operator.named("b"))
+    assert refused.value.details() == "node b was revoked already\nmesh-coordinator nodes list"
+
+
+async def test_node_leaves_and_hears_the_answer(served: Served) -> None:
+    a = await served.live("a")
+    b = await served.node("b")
+    await join.leave(b.member, b.computer.identity)
+    await until(lambda: a.names == {"a"}, WITHIN_S)
+    left = served.mesh.events.durable[-1]
+    assert (left.kind, left.actor, str(left.source)) == ("node.left", f"node:{b.computer.id}", "127.0.0.1")
+
+
+# ---- who may do what -------------------------------------------------------------------------------------------------
+
+
+async def test_agent_joins_over_the_wire_and_is_refused_in_the_coordinators_words(served: Served, tmp_path: Path) -> None:
+    made = await served.mesh.token()
+    token = JoinToken(made.ca_fingerprint, made.id, made.secret, (served.address,))
+    config, store = AgentConfig(state_dir=tmp_path / "node"), Store(tmp_path / "node")
+    member, resumed = await join.join(config, store, token, "a", (), ())
+    assert (member.node.name, resumed) == ("a", False)
+    (store.directory / "membership").unlink()  # the answer was lost: the same command goes on
+    again, resumed = await join.join(config, store, token, "a", (), ())
+    assert (again.node, resumed) == (member.node, True)
+    with pytest.raises(RefusedError, match="used already") as refused:
+        await join.join(config, Store(tmp_path / "other"), token, "b", (), ())
+    assert "token create" in refused.value.hint
+    fresh = await join.renew(store, replace(member, mesh=replace(member.mesh, coordinators=(served.address,))), store.identity())
+    assert pki.expiry(fresh.certificate) >= pki.expiry(member.certificate)
+
+
+async def test_stranger_reaches_enrolment_and_nothing_else(served: Served) -> None:
+    async with served.open() as wire:
+        challenge = await rpc.EnrolmentStub(wire).Begin(codec.hello(), timeout=WITHIN_S)
+        assert challenge.mesh_id == served.mesh.mesh.id
+        call = stream(wire)
+        assert await ended(call) == (Code.UNAUTHENTICATED, "this call needs a node's certificate\nmeshctl join TOKEN")
+        code, _ = await failure(rpc.MeshStub(wire).Leave(codec.leave_request()))
+        assert code is Code.UNAUTHENTICATED
+        code, _ = await failure(rpc.OperatorStub(wire).TokenList(operator.nothing()))
+        assert code is Code.UNIMPLEMENTED
+
+
+async def test_node_is_no_operator(served: Served) -> None:
+    a = await served.node("a")
+    async with served.open(a) as wire:
+        for method, request in (
+            ("Status", operator.nothing()),
+            ("Revoke", operator.named("a")),
+            ("TokenCreate", operator.token_request(60, 1, (), False, "")),
+        ):
+            code, _ = await failure(getattr(rpc.OperatorStub(wire), method)(request))
+            assert code is Code.UNIMPLEMENTED
+
+
+async def test_call_that_did_not_come_through_the_front_is_nobody(served: Served) -> None:
+    async with grpc.aio.insecure_channel(f"unix:{served.sockets / 'backend.sock'}") as wire:
+        for call in (rpc.EnrolmentStub(wire).Begin(codec.hello()), rpc.MeshStub(wire).Leave(codec.leave_request())):
+            code, words = await failure(call)
+            assert code is Code.UNAUTHENTICATED
+            assert "did not come through the TLS front" in words
+
+
+async def test_node_that_is_not_known_yet_is_waited_for_and_then_refused(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "JUST_JOINED_S", 0.3)
+    other = await served.mesh.coordinator()
+    ghost = await served.node("a")
+    ghost.computer = served.mesh.computer("ghost")
+    certificate = pki.issue_node(
+        served.mesh.authority.ca_key, served.mesh.mesh.ca, served.mesh.mesh.id, ghost.computer.identity.device_key,
+        ghost.computer.id, now=time.time(),
+    )  # fmt: skip
+    ghost.member = replace(ghost.member, certificate=certificate)
+    async with served.open(ghost) as wire:
+        call = stream(wire)
+        await call.write(resume(ghost))
+        assert await ended(call) == (
+            Code.PERMISSION_DENIED,
+            "this mesh does not know this node\nmeshctl leave --force, then join with a new token",
+        )
+        monkeypatch.setattr(sessions, "JUST_JOINED_S", WITHIN_S)
+        call = stream(wire)
+        await call.write(resume(ghost))
+        await ghost.computer.join(other, await served.mesh.token())
+        assert (await read(call, lambda f: f.moves_map)).snapshot
+        call.cancel()
+
+
+async def test_health_is_answered_through_the_front(served: Served) -> None:
+    async with served.open() as wire:
+        answer = await health_pb2_grpc.HealthStub(wire).Check(health_pb2.HealthCheckRequest(), timeout=WITHIN_S)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+GARBAGE = b"\xff\xff\xff\xff"
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_garbage_in_a_stream_ends_it_with_a_word_and_no_traceback(
+    served: Served, first: bool, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    a = await served.node("a")
+    async with served.open(a) as wire:
+        call = stream(wire)
+        if not first:
+            await call.write(resume(a))
+            await read(call, lambda f: f.moves_map)
+        await call.write(GARBAGE)
+        code, words = await ended(call)
+    assert code is Code.INVALID_ARGUMENT
+    assert "malformed" in words
+    await until(lambda: not any(True for _ in served.mesh.first.presence.connected()), WITHIN_S)
+    shown = caplog.text + "".join(capfd.readouterr())
+    assert "Traceback" not in shown
+
+
+async def test_garbage_in_a_request_is_refused_with_a_word_and_no_traceback(
+    served: Served, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with served.open() as wire:
+        for body in (GARBAGE, b"", b"\x0a\x03abc"):
+            for method in ("Join", "Renew"):
+                code, words = await failure(getattr(rpc.EnrolmentStub(wire), method)(codec.signed(body, bytes(64))))
+                assert code in {Code.INVALID_ARGUMENT, Code.UNAUTHENTICATED}, words
+    shown = caplog.text + "".join(capfd.readouterr())
+    assert "Traceback" not in shown
+
+
+async def test_oversized_messages_end_before_and_after_authentication(served: Served) -> None:
+    a = await served.node("a")
+    async with served.open() as wire:
+        stub = rpc.EnrolmentStub(wire)
+        large, huge = bytes(limits.PRE_AUTH_MESSAGE_BYTES + 1), bytes(limits.UP_MESSAGE_BYTES + 1)
+        for request in (codec.signed(large, b""), codec.signed(b"", large)):
+            for method in (stub.Join, stub.Renew):
+                code, words = await failure(method(request))
+                assert (code, "before authentication" in words) == (Code.INVALID_ARGUMENT, True)
+        code, words = await failure(stub.Begin(pb.Hello(protocol_max=1, release="x" * len(large))))
+        assert (code, "before authentication" in words) == (Code.INVALID_ARGUMENT, True)
+        code, _ = await failure(stub.Join(codec.signed(huge, b"")))
+        assert code is Code.RESOURCE_EXHAUSTED
+    async with served.open(a) as wire:
+        call = stream(wire)
+        await call.write(resume(a))
+        await call.write(huge)
+        code, _ = await ended(call)
+        assert code is Code.RESOURCE_EXHAUSTED
+
+
+async def test_protocol_of_another_age_hears_both_ranges(served: Served) -> None:
+    a = await served.node("a")
+    strange = pb.Hello(protocol_min=7, protocol_max=9, release="9.9")
+    async with served.open() as wire:
+        code, words = await failure(rpc.EnrolmentStub(wire).Begin(strange))
+        assert code is Code.INVALID_ARGUMENT
+        assert "speaks protocol 7 to 9" in words
+        assert "speaks 1" in words
+    async with served.open(a) as wire:
+        call = stream(wire)
+        await call.write(pb.Up(resume=pb.Resume(hello=strange)).SerializeToString())
+        code, words = await ended(call)
+        assert (code, "speaks protocol 7 to 9" in words) == (Code.INVALID_ARGUMENT, True)
+
+
+async def test_session_begins_with_resume_and_reports_have_a_pace(served: Served) -> None:
+    a = await served.node("a")
+    report = session.serialize_up(session.encode_up(UpFrame(applied=(1, b"", "ok"))))
+    async with served.open(a) as wire:
+        call = stream(wire)
+        await call.write(report)
+        assert await ended(call) == (Code.INVALID_ARGUMENT, "a session begins with Resume\n")
+        call = stream(wire)
+        await call.write(resume(a))
+        with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            for _ in range(200):
+                await call.write(report)
+        code, words = await ended(call)
+        assert (code, words) == (Code.INVALID_ARGUMENT, "this node reports too often\nupgrade meshctl on it")
+
+
+async def test_node_ahead_of_this_coordinator_is_sent_elsewhere(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "JUST_JOINED_S", 0.1)
+    a = await served.live("a")
+    b = await served.node("b")
+    b.book.roster = replace(a.book.roster, revision=10**9)
+    with pytest.raises(UnreachableError, match="has not heard of revision 1000000000"):
+        await b.follower._session(served.address)
+
+
+async def test_coordinator_that_sends_nonsense_is_left_alone(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = await served.node("a")
+    monkeypatch.setattr(served.mesh.first.feed, "frames", lambda _: [pb.Down(snapshot=True, to_revision=9, map_hash=b"x").SerializeToString()])
+    with pytest.raises(ProtocolError, match="do not match their hash"):
+        async with asyncio.timeout(WITHIN_S):
+            await a.follower._session(served.address)
+    assert not a.book.roster.revision
