@@ -57,7 +57,7 @@ def load(directory: Path) -> CoordinatorConfig:
         raise UsageError(f"{path}: unknown setting {min(unknown)!r}", f"known are {', '.join(known)}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     for key, value in values.items():
-        wanted = type(known[key].default)
+        wanted = tuple if isinstance(known[key].default, tuple) else str
         if not isinstance(value, wanted) or not all(isinstance(item, str) for item in value):
             raise UsageError(
                 f"{path}: {key} is {'a list of texts' if wanted is tuple else 'a text'}", "correct the file"

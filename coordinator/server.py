@@ -28,6 +28,7 @@ from coordinator.keyring import FileKek, Kek, Keyring, PassphraseKek, SealedRegi
 from coordinator.members import Members
 from coordinator.presence import PresenceTable
 from coordinator.records import Why
+from coordinator.service import calls
 from coordinator.service.enrolment import EnrolmentService
 from coordinator.service.operators import OperatorService
 from coordinator.service.sessions import MeshService
@@ -191,7 +192,8 @@ def _cut(front: Front, feed: Feed, mesh_id: str, node: NodeId) -> None:
 
 async def _server(path: Path, stack: contextlib.AsyncExitStack, options: list[tuple[str, int]]) -> grpc.aio.Server:
     path.unlink(missing_ok=True)  # noqa: ASYNC240 - once, at the start
-    server = grpc.aio.server(options=[*options, ("grpc.max_receive_message_length", limits.UP_MESSAGE_BYTES)])
+    options = [*options, ("grpc.max_receive_message_length", limits.UP_MESSAGE_BYTES)]
+    server = grpc.aio.server(options=options, interceptors=[calls.Strict()])
     server.add_insecure_port(f"unix:{path}")
     stack.push_async_callback(server.stop, STOP_GRACE_S)
     return server

@@ -17,7 +17,7 @@ esac
 packages=(python3-venv etcd-server etcd-client wireguard-go wireguard-tools nftables iproute2 iputils-ping procps openssl tcpdump)
 extras=''
 if [ "${1:-}" = tests ]; then
-  extras='[dev,vm]'
+  extras='[dev]'
   if [ "$(uname -m)" = x86_64 ]; then
     packages+=(qemu-system-x86 busybox-static kmod)
     # A kernel is installed only where none of those in /boot brings WireGuard.
@@ -73,7 +73,7 @@ fi
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   die "$(python3 --version) is too old: 3.11 is needed" "use Debian 12 or later, or Ubuntu 24.04 or later"
 stamp=$( (pwd; python3 --version; cat pyproject.toml) | sha256sum)
-if ! grep -qsxF -e "$extras $stamp" -e "[dev,vm] $stamp" .venv/setup.stamp; then
+if ! grep -qsxF -e "$extras $stamp" -e "[dev] $stamp" .venv/setup.stamp; then
   echo "setup: making .venv"
   rm -f .venv/setup.stamp
   if ! { python3 -m venv .venv && .venv/bin/pip install --disable-pip-version-check -e ".$extras"; } </dev/null >.work/pip.log 2>&1; then

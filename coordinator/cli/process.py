@@ -19,7 +19,7 @@ import uvloop
 from coordinator import founding, server
 from coordinator.config import CoordinatorConfig, load
 from coordinator.keyring import FileKek, Keyring, SealedRegistry
-from meshctl.errors import EnvironmentFault, MeshError, RefusedError, UsageError
+from meshctl.errors import EnvironmentFault, RefusedError, UsageError
 from meshctl.eventlog import EventLog, HumanLog
 from meshctl.mesh import addressing
 from meshctl.mesh.model import MeshInfo, Network, check_name
@@ -92,18 +92,12 @@ def initialise(
     )
     config = replace(config, listen=listen) if listen else config
     _prepare(data_dir)
-    made = not passphrase_file and not (data_dir / "kek").exists()
-    if made:
-        FileKek(data_dir / "kek").create()
-    try:
-        mesh = asyncio.run(_found(data_dir, config, name, prefix, advertise))
-    except MeshError:
-        if made:
-            (data_dir / "kek").unlink()
-        raise
+    if not passphrase_file and not (data_dir / "kek").exists():
+        FileKek(data_dir / "kek").create()  # it stays when what follows fails: a ring key may be wrapped by it already
+    mesh = asyncio.run(_found(data_dir, config, name, prefix, advertise))
     (data_dir / "coordinator.toml").write_text(config.text())
     click.echo(f"mesh {mesh.name} ({mesh.id}) is made: {mesh.prefix4}, {mesh.prefix6}")
-    if made:
+    if not passphrase_file:
         click.echo(
             f"key-encryption key: {data_dir / 'kek'}. Keep a copy elsewhere: without it the registry cannot be read."
         )
@@ -131,7 +125,14 @@ async def _found(
             keyring = await Keyring.create(registry, kek)
         except RefusedError:  # an init that was cut off left its ring key; founding refuses if a mesh is there
             keyring = await Keyring.open(registry, kek)
-        return await founding.found(SealedRegistry(registry, keyring), name, prefix, advertise, now=time.time())
+        sealed = SealedRegistry(registry, keyring)
+        try:
+            return await founding.found(sealed, name, prefix, advertise, now=time.time())
+        except RefusedError:
+            if config.etcd:
+                raise
+            _say("an earlier init was cut off after it had made this mesh: its name and prefix stay")
+            return (await founding.authority(sealed)).mesh
 
 
 def run(data_dir: Path, *, etcd: tuple[str, ...], listen: tuple[str, ...], advertise: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from coordinator.peer import PeerIdentity, peer_identity
 from meshctl.crypto import pki
 from meshctl.errors import MeshError, TrustError
 from meshctl.mesh.model import NodeId
-from meshctl.wire import status
+from meshctl.wire import codec, status
 
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 
@@ -47,3 +47,23 @@ def calling_node(context: grpc.aio.ServicerContext[Any, Any], mesh_id: str) -> t
     if who.uri is None:
         raise TrustError("this call needs a node's certificate", "meshctl join TOKEN")
     return NodeId(pki.node_of(who.uri, mesh_id)), who
+
+
+class Strict(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Reads requests where a malformed one becomes an answer: grpc itself would print a traceback for any stranger."""
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """See grpc. Streams read their own messages."""
+        handler = await continuation(details)
+        if handler is None or handler.unary_unary is None or handler.request_deserializer is None:
+            return handler
+
+        async def call(raw: bytes, context: Any) -> Any:
+            try:
+                with codec.strict("request"):
+                    request = handler.request_deserializer(raw)
+            except MeshError as error:
+                await refuse(context, error)
+            return await handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)

@@ -27,6 +27,7 @@ class EnrolmentService(rpc.EnrolmentServicer):  # type: ignore[misc]
     async def Begin(self, request: Any, context: Context) -> Any:
         """A nonce to sign, our clock, the mesh's id."""
         calls.caller(context)
+        _small(request)
         protocol = codec.agree(request)
         return codec.challenge(self._enrolment.nonce(), self._enrolment.authority.mesh.id, protocol, now=time.time())
 
@@ -34,7 +35,7 @@ class EnrolmentService(rpc.EnrolmentServicer):  # type: ignore[misc]
     async def Join(self, request: Any, context: Context) -> Any:
         """Token and device key for a certificate and an address."""
         who = calls.caller(context)
-        _small(request.body)
+        _small(request)
         ask = codec.decode_join(request.body)
         return codec.joined_message(await self._enrolment.join(ask, request.body, request.signature, who.address))
 
@@ -42,12 +43,12 @@ class EnrolmentService(rpc.EnrolmentServicer):  # type: ignore[misc]
     async def Renew(self, request: Any, context: Context) -> Any:
         """A member's device key for a fresh certificate."""
         who = calls.caller(context)
-        _small(request.body)
+        _small(request)
         nonce, statement, last = codec.decode_renew(request.body)
         certificate = await self._enrolment.renew(nonce, statement, last, request.body, request.signature, who.address)
         return codec.renewed_message(certificate, self._enrolment.authority.mesh)
 
 
-def _small(body: bytes) -> None:
-    if len(body) > limits.PRE_AUTH_MESSAGE_BYTES:
-        raise ProtocolError(f"a request of {len(body)} bytes before authentication", "name fewer endpoints and tags")
+def _small(request: Any) -> None:
+    if (size := request.ByteSize()) > limits.PRE_AUTH_MESSAGE_BYTES:
+        raise ProtocolError(f"a request of {size} bytes before authentication", "name fewer endpoints and tags")

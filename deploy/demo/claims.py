@@ -235,8 +235,8 @@ class Demo:
     def what_is_written_down(self) -> None:
         """Every secret of the demo in each of its spellings, searched in all logs and in all that etcd has written."""
         private = [within(node.space, "wg", "show", node.space, "private-key").stdout for node in NODES]
-        kek = (ROOT / "coordinator/kek").read_bytes().strip()
-        raw = [kek, *map(base64.b64decode, private), *map(secret, self.tokens)]
+        kek = (ROOT / "coordinator/kek").read_text()
+        raw = [*map(base64.b64decode, (kek, *private)), *map(secret, self.tokens)]
         secrets = {text.encode() for text in self.tokens} | {one for key in raw for one in spellings(key)}
         told = {text.encode() for node in NODES for text in (node.name, node.address, self.address[node])}
         logs, store = read(ROOT, ".log", ".jsonl"), read(ROOT / "coordinator/etcd/etcd", ".snap", ".wal", "db")

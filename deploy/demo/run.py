@@ -49,6 +49,7 @@ def play(keep: bool) -> int:
                 raise KeyboardInterrupt from None
             show.claim(title, False, str(fault))
             if not demo.joined:
+                last_words()
                 break
     show.heading("End")
     if keep:
@@ -56,6 +57,13 @@ def play(keep: bool) -> int:
     else:
         demo.nothing_is_left()
     return show.last()
+
+
+def last_words() -> None:
+    """What those who did not come up said last."""
+    for path in sorted((lab.ROOT / "logs").iterdir()):
+        for line in path.read_text(errors="replace").splitlines()[-3:]:
+            show.note(f"{path.name}: {line}")
 
 
 def main() -> int:

@@ -82,7 +82,6 @@ class Follower:
         self._told: dict[str, str] = {}
         self._report, self._on_map, self._renew, self._events = report, on_map, renew, events
         self._again = False
-        self._told: dict[str, str] = {}
 
     async def run(self) -> None:
         """For ever: connect, follow, and on any end wait a little and try the next coordinator."""

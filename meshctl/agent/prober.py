@@ -271,7 +271,7 @@ class Prober:
         for key, asked in late:
             del self._pending[key]
             asked.pair.waiting -= 1
-            asked.pair.tally.lost(now=now)
+            asked.pair.tally.lost(asked.at, now=now)
 
     # ---- small helpers -----------------------------------------------------------------------------------------------
 

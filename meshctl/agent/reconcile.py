@@ -177,15 +177,14 @@ class Reconciler:
         steps = diff(observed.interface, want, alive=alive, due=due)
         foreign = tuple(s for s in steps if not isinstance(s, RestartPeer)) if self._settled is want else ()
         for step in steps:
-            if not isinstance(
-                step, RestartPeer
-            ):  # the next try of a handshake is routine, every few seconds for an absent peer
+            if not isinstance(step, RestartPeer):  # a further try is routine, every few seconds for an absent peer
                 self._events.emit(StepApplied.of(step, want.name, foreign=step in foreign))
+        left: tuple[Step, ...] = ()
         if steps:
             await self._device.apply_all(steps)
             observed = await self._device.observe()
             self._started(frozenset(due))
-        left = diff(observed.interface, want, alive=alive)
+            left = diff(observed.interface, want, alive=alive)
         self._settled = want if not left else None
         now = time.monotonic()
         held = observed.interface.peers.values() if observed.interface else ()

@@ -23,7 +23,7 @@ def cli() -> None:
 
 def _host_name() -> str:
     name = re.sub(r"[^a-z0-9-]+", "-", platform.node().partition(".")[0].lower()).strip("-")
-    return name[:63] or "node"
+    return name[:63].strip("-") or "node"
 
 
 @cli.command()

@@ -9,7 +9,7 @@ import platform
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
@@ -20,8 +20,11 @@ from meshctl.cli import local
 from meshctl.cli.options import CONFIG, settings
 from meshctl.config import AgentConfig
 from meshctl.errors import EnvironmentFault, MeshError
+from meshctl.mesh import limits
 
-_WORD = re.compile(r"[0-9a-fA-F:.]{3,}(?:/\d+)?|[A-Za-z0-9+/]{43}=")
+_WORD = re.compile(r"[A-Za-z0-9+/]{43}=|[0-9a-fA-F:.]{3,}(?:/\d+)?")  # keys first: they may begin like an address
+_NODE_ID = re.compile(rf"(?<![\w-])[a-z2-7]{{{limits.NODE_ID_CHARS}}}(?![\w-])")
+_NAMED = re.compile(r'"(?:name|id|subject_name)":\s?"([^"]+)"|"coordinator":\s?"([^":]+):')
 
 
 def _lines(config: AgentConfig, count: int) -> list[str]:
@@ -86,7 +89,7 @@ def bundle(anonymize: bool, output: Path, **flags: object) -> None:
         "events.jsonl": "\n".join(_lines(config, 2000)),
         "versions.txt": f"meshctl {__version__}\npython {platform.python_version()}\nkernel {platform.release()}\n",
     }
-    hide = _pseudonyms(picture) if anonymize else (lambda text: text)
+    hide = _pseudonyms(parts.values()) if anonymize else (lambda text: text)
     try:
         with tarfile.open(output, "w:gz") as archive:
             for name, text in parts.items():
@@ -102,12 +105,12 @@ def bundle(anonymize: bool, output: Path, **flags: object) -> None:
     )
 
 
-def _pseudonyms(picture: dict[str, object]) -> Callable[[str], str]:
+def _pseudonyms(texts: Iterable[str]) -> Callable[[str], str]:
     """A function that replaces what could name somebody; the same thing gets the same pseudonym within one bundle."""
     salt = secrets.token_bytes(16)
-    peers = picture.get("peers", [])
-    known = [picture.get("node"), *(peers if isinstance(peers, list) else [])]
-    names = {str(entry[key]) for entry in known if isinstance(entry, dict) for key in ("name", "id") if entry.get(key)}
+    texts = tuple(texts)
+    names = {name for text in texts for pair in _NAMED.findall(text) for name in pair if name}
+    names |= {node for text in texts for node in _NODE_ID.findall(text)}  # of nodes that are gone, too
 
     def pseudonym(text: str) -> str:
         return hashlib.sha256(salt + text.encode()).hexdigest()[:8]

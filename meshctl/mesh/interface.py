@@ -104,7 +104,8 @@ class Observation:
     sessions: Mapping[PublicKey, Session] = field(default_factory=dict)
 
 
-def digest_line(public_key: PublicKey, allowed_ips: Iterable[Network]) -> int:
+@lru_cache(maxsize=65536)
+def digest_line(public_key: PublicKey, allowed_ips: tuple[Network, ...]) -> int:
     """SHA-256 of one peer's line as an integer: the summand of `digest`."""
     ips = ",".join(str(ip) for ip in sorted(allowed_ips, key=network_order))
     return int.from_bytes(hashlib.sha256(f"{public_key} {ips}".encode()).digest(), "big")

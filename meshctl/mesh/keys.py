@@ -68,9 +68,15 @@ class _Secret(_Key):
 
 
 class PrivateKey(_Secret):
-    """An X25519 private key. Never leaves the node (ENC-4)."""
+    """An X25519 private key, clamped (RFC 7748, section 5). Never leaves the node (ENC-4)."""
 
     __slots__ = ()
+
+    def __post_init__(self) -> None:
+        _Key.__post_init__(self)
+        # WireGuard hands back clamped keys: an unclamped one would differ for ever, and setting it ends sessions.
+        clamped = bytes([self.raw[0] & 0xF8, *self.raw[1:31], self.raw[31] & 0x7F | 0x40])
+        object.__setattr__(self, "raw", clamped)
 
 
 class PresharedKey(_Secret):

@@ -23,7 +23,6 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
 from meshctl.errors import ProtocolError
-from meshctl.mesh import limits
 from meshctl.mesh.model import Address, Endpoint, NodeId
 
 TAG_BYTES: Final = 16
@@ -115,9 +114,9 @@ class Tally:
         )
         self._count(answered=True, now=now)
 
-    def lost(self, *, now: float) -> None:
+    def lost(self, asked_at: float, *, now: float) -> None:
         """No pong came in time. One that was asked for before the peer appeared says nothing."""
-        if now - self._since < limits.ECHO_LOST_AFTER_S:
+        if asked_at < self._since:
             return
         self._echo = self._echo._replace(missed=self._echo.missed + 1)
         self._count(answered=False, now=now)

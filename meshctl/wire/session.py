@@ -30,8 +30,9 @@ def serialize_up(up: pb.Up) -> bytes:
 
 
 def parse_up(raw: bytes) -> pb.Up:
-    """What the server's stream reads; malformed bytes raise inside grpc and end the stream."""
-    return pb.Up.FromString(raw)
+    """What the server's stream reads. Raises ProtocolError, to whoever reads the stream."""
+    with strict("report"):
+        return pb.Up.FromString(raw)
 
 
 def parse_nothing(raw: bytes) -> pb.Nothing:

@@ -45,6 +45,8 @@ def error(status: BaseException, whom: str) -> MeshError:
 
 def meant(found: grpc.StatusCode, text: str, whom: str) -> MeshError:
     """The error behind a status and its details."""
+    if found is grpc.StatusCode.UNAVAILABLE and "CERTIFICATE_VERIFY_FAILED" in text:  # BoringSSL's word for it
+        return TrustError(f"{whom} shows a certificate of another CA", "check the address; somebody may be in between")
     if (
         found in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
         and "\n" not in text

@@ -111,6 +111,7 @@ class Coordinator(Machine):
     def __init__(self, ns: Namespace, directory: Path, address: str) -> None:
         super().__init__(ns, directory / "coordinator.log")
         self.data, self.address = directory / "co", address
+        self.program: tuple[str, ...] = COORDINATOR  # a test may have another one serve
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`mesh-coordinator WORDS --data-dir ...`"""
@@ -128,7 +129,7 @@ class Coordinator(Machine):
 
     def spawn_only(self) -> None:
         """`serve`, without waiting."""
-        self._process = self.spawn(*COORDINATOR, "serve", "--data-dir", str(self.data))
+        self._process = self.spawn(*self.program, "serve", "--data-dir", str(self.data))
 
     def is_up(self) -> bool:
         """Whether it answers its operators."""

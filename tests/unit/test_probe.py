@@ -91,11 +91,11 @@ def test_crafted_probe_key_of_low_order_is_refused() -> None:
 def test_losses_before_the_first_answer_and_of_a_long_absence_are_not_loss() -> None:
     tally = Tally()
     for second in range(5):
-        tally.lost(now=second)
+        tally.lost(second, now=second)
     tally.answered(0.010, 0.0, now=5)
     assert (tally.echo.sent, tally.echo.loss, tally.echo.missed) == (1, 0.0, 0)
     for second in range(20):
-        tally.lost(now=6 + second)
+        tally.lost(6 + second, now=6 + second)
     assert tally.echo.loss == 1.0
     tally.answered(0.010, 0.0, now=30)
     assert (tally.echo.sent, tally.echo.loss) == (1, 0.0)
@@ -116,7 +116,7 @@ def test_suspect_is_tested_more_until_it_is_known_to_be_down() -> None:
     tally = Tally()
     tally.answered(0.01, 0.0, now=0)
     suspect = []
-    for now in range(2, 6):
-        tally.lost(now=now)
+    for now in range(1, 5):
+        tally.lost(now, now=now)
         suspect.append(tally.is_suspect)
     assert suspect == [True, True, False, False]

@@ -16,7 +16,7 @@ def test_contract_suite_passes_on_kernel_wireguard() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=1000,
+        timeout=1600,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout
