@@ -71,7 +71,9 @@ class Reconciler:
         self._surroundings = surroundings
         self._device, self._desire, self._events, self._started, self._moved = device, desire, events, started, moved
         self._attempts: dict[PublicKey, liveness.Attempts] = {}
-        self._settled: Interface | None = None
+        self._settled: Interface | None = None  # what was wanted when the kernel last fitted
+        self._fitting: Interface | None = None  # what the kernel held then
+        self._digest = b""
         self._mtu = 0
         self._underlay_at = float("-inf")
         self._peers: tuple[object, dict[PublicKey, tuple[bool, tuple[Endpoint, ...]]]] = (None, {})
@@ -174,7 +176,9 @@ class Reconciler:
         want, observed, alive, due = self._picture(await self._device.observe())
         if self._settled is want and observed.interface:
             due |= self._stolen(want, observed.interface)
-        steps = diff(observed.interface, want, alive=alive, due=due)
+        # Equal looks are identical objects (see Device): what fitted then fits now, and has the digest it had.
+        same = self._settled is want and observed.interface is self._fitting and not due
+        steps = () if same else diff(observed.interface, want, alive=alive, due=due)
         foreign = tuple(s for s in steps if not isinstance(s, RestartPeer)) if self._settled is want else ()
         for step in steps:
             if not isinstance(step, RestartPeer):  # a further try is routine, every few seconds for an absent peer
@@ -187,11 +191,13 @@ class Reconciler:
             left = diff(observed.interface, want, alive=alive)
         self._settled = want if not left else None
         now = time.monotonic()
-        held = observed.interface.peers.values() if observed.interface else ()
+        if not same:
+            self._fitting = observed.interface
+            self._digest = interface.digest(observed.interface.peers.values() if observed.interface else ())
         return Outcome(
             at=now,
             revision=self._desire(self._mtu).roster.revision if not left else self.outcome.revision,
-            digest=interface.digest(held),
+            digest=self._digest,
             steps=steps,
             repaired=foreign or self.outcome.repaired,
             repaired_at=now if foreign else self.outcome.repaired_at,
