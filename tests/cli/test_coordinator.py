@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,9 @@ from coordinator import founding
 from coordinator.cli import process
 from coordinator.cli.main import cli
 from coordinator.keyring import FileKek
+from meshctl.agent import join
+from meshctl.agent.store import Store
+from meshctl.config import AgentConfig
 from meshctl.errors import UnreachableError
 from meshctl.mesh.token import JoinToken
 
@@ -283,6 +289,40 @@ def test_nodes_that_are_not_there(running: Path) -> None:
     assert run("nodes", "list", "--data-dir", running).stdout.split()[:3] == ["NODE", "ADDRESS", "LINK"]
     for words in (("nodes", "show", "a"), ("nodes", "rm", "a"), ("revoke", "a", "--wait")):
         fails(run(*words, "--data-dir", running), 7, "no node 'a'", "nodes list")
+
+
+def joined(running: Path, name: str, store: Path) -> str:
+    """A node that joins over loopback, as the agent does -> its id."""
+    token = JoinToken.parse(run("token", "create", "--tag", "gpu", "--data-dir", running).stdout)
+    (listen,) = tomllib.loads((running / "coordinator.toml").read_text())["listen"]
+    here = replace(token, coordinators=(listen,))
+    member, _ = asyncio.run(join.join(AgentConfig(state_dir=store), Store(store), here, name, (), ()))
+    return member.node.id
+
+
+def test_node_is_listed_shown_removed_and_revoked(running: Path, tmp_path: Path) -> None:
+    node = joined(running, "gpu-a1", tmp_path / "node")
+    (told,) = json.loads(run("nodes", "list", "--json", "--data-dir", running).stdout)
+    assert told.keys() == {
+        "id", "name", "address4", "address6", "tags", "wireguard_key", "serial", "joined", "endpoints", "connected", "since",
+        "applied", "digest_ok", "verdict", "ephemeral", "findings",
+    }  # fmt: skip
+    assert (told["id"], told["address4"], told["tags"], told["verdict"]) == (node, "10.77.0.1", ["gpu"], "unknown")
+    assert run("nodes", "list", "--data-dir", running).stdout.splitlines()[1].split() == [
+        "gpu-a1", "10.77.0.1", "never", "-", "-", "unknown", "gpu", node,
+    ]  # fmt: skip
+    for word in ("gpu-a1", node):
+        assert node in run("nodes", "show", word, "--data-dir", running).stdout
+        assert json.loads(run("nodes", "show", word, "--json", "--data-dir", running).stdout) == told
+    shown = run("nodes", "rm", "gpu-a1", "--wait", "--data-dir", running)
+    assert shown.exit_code == 0
+    assert "removal of gpu-a1: applied by 0" in shown.stdout
+    fails(run("nodes", "rm", "gpu-a1", "--data-dir", running), 7, "was removed already")
+    silent = joined(running, "gpu-b7", tmp_path / "silent")
+    joined(running, "gpu-c2", tmp_path / "other")
+    shown = run("revoke", silent, "--wait", "--timeout", "1s", "--reason", "stolen", "--data-dir", running)
+    assert (shown.exit_code, "not yet by: gpu-c2" in shown.stdout) == (11, True)
+    assert run("nodes", "rm", "gpu-c2", "--data-dir", running).exit_code == 0
 
 
 def test_data_directory_from_the_environment(running: Path) -> None:
