@@ -11,8 +11,9 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
+from typing import NoReturn
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -131,37 +132,15 @@ class Enrolment:
                 now=self._clock(),
             )
             match verdict:
-                case Refused(code, what, hint):
-                    await self._events.commit(
-                        JoinRefused(
-                            actor=f"node:{node}",
-                            source=source,
-                            node=node,
-                            name=ask.name,
-                            token=ask.token_id,
-                            code=code,
-                            why=what,
-                        )
-                    )
-                    raise RefusedError(what, hint)
+                case Refused():
+                    await self._turn_away(verdict, ask, node, source)
                 case Admitted(resumed=True):
                     assert node_at is not None
                     return self._resume(ask, node_at)
                 case Admitted(spent, tags=tags):
                     assert token_at is not None
                     address4 = stone.address4 if stone else self._address(node, lost)
-                    record = NodeRecord(
-                        id=node,
-                        name=ask.name,
-                        tags=tags,
-                        address4=address4,
-                        address6=addressing.address6(self.authority.mesh.prefix6, node),
-                        statement=ask.statement.signed,
-                        candidates=merged(ask.candidates, source),
-                        ephemeral=spent.ephemeral,
-                        token=spent.id,
-                        created_at=self._clock(),
-                    )
+                    record = self._record(ask, node, spent, tags, address4, source)
                     ops: list[Op] = [
                         Put(token_at.path, records.encode(spent), token_at.generation),
                         Put(NODES + node, records.encode(record), 0),
@@ -173,22 +152,42 @@ class Enrolment:
                         ops.append(Put(self._address_path(address4), node.encode(), 0))
                     done = await self._registry.commit(*ops)
                     if isinstance(done, Committed):
-                        self._events.emit(
-                            TokenUsed(
-                                actor=f"node:{node}",
-                                source=source,
-                                token=spent.id,
-                                node=node,
-                                uses_before=spent.uses + 1,
-                                uses_after=spent.uses,
-                            )
-                        )
+                        before, after = spent.uses + 1, spent.uses
+                        used = TokenUsed(token=spent.id, node=node, uses_before=before, uses_after=after)
+                        self._events.emit(replace(used, actor=f"node:{node}", source=source))
                         return record, done.revision, False
-                    if done.path == self._address_path(
-                        address4
-                    ):  # a replica was faster and our watch has not told us yet
+                    if done.path == self._address_path(address4):  # a replica was faster, our watch has not told us yet
                         lost.add(address4)
         raise ConflictError("too many nodes joined in the same moment", "try again")
+
+    async def _turn_away(self, why: Refused, ask: JoinAsk, node: NodeId, source: Address) -> NoReturn:
+        told = JoinRefused(
+            actor=f"node:{node}",
+            source=source,
+            node=node,
+            name=ask.name,
+            token=ask.token_id,
+            code=why.code,
+            why=why.what,
+        )
+        await self._events.commit(told)
+        raise RefusedError(why.what, why.hint)
+
+    def _record(
+        self, ask: JoinAsk, node: NodeId, token: Token, tags: tuple[str, ...], address4: IPv4Address, source: Address
+    ) -> NodeRecord:
+        return NodeRecord(
+            id=node,
+            name=ask.name,
+            tags=tags,
+            address4=address4,
+            address6=addressing.address6(self.authority.mesh.prefix6, node),
+            statement=ask.statement.signed,
+            candidates=merged(ask.candidates, source),
+            ephemeral=token.ephemeral,
+            token=token.id,
+            created_at=self._clock(),
+        )
 
     def _resume(self, ask: JoinAsk, at: Record) -> tuple[NodeRecord, int, bool]:
         """The node was admitted before and its device key is proven anew: same place, same name, same statement."""
@@ -250,7 +249,8 @@ class Enrolment:
                 raise ValueError("another key's")  # a coordinator's own leaf never ends
         except (ValueError, TypeError, InvalidSignature) as error:
             raise TrustError(
-                "the last certificate is not one that this mesh gave this node", "meshctl leave --force, then join again"
+                "the last certificate is not one that this mesh gave this node",
+                "meshctl leave --force, then join again",
             ) from error
         return now - leaf.not_valid_after_utc.timestamp()
 

@@ -22,8 +22,8 @@ has_wireguard() {
   [ -d /sys/module/wireguard ] || modprobe --quiet wireguard 2>/dev/null
 }
 has_tun() {
-  [ -e /dev/net/tun ] || modprobe --quiet tun 2>/dev/null || true
-  (exec 3<>/dev/net/tun) 2>/dev/null
+  [ -c /dev/net/tun ] || modprobe --quiet tun 2>/dev/null || true
+  [ -c /dev/net/tun ] && (exec 3<>/dev/net/tun) 2>/dev/null
 }
 has_wireguard || has_tun || die \
   "this kernel has neither WireGuard nor TUN (/dev/net/tun), so no tunnel can be made" \

@@ -80,7 +80,7 @@ def coordinator(*words: str, fine: bool = True) -> subprocess.CompletedProcess[s
 
 
 def spawn(space: str, log: str, *command: str | Path) -> subprocess.Popen[bytes]:
-    """A process in a namespace, in a session of its own, writing to logs/LOG. `ip netns exec` becomes it, so the pid is right."""
+    """A process in a namespace and a session of its own, writing to logs/LOG. `ip netns exec` becomes it: same pid."""
     with (ROOT / "logs" / log).open("ab") as out:
         words = ["ip", "netns", "exec", space, *map(str, command)]
         return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)

@@ -14,7 +14,7 @@ from meshctl.agent.store import SavedMap
 from meshctl.crypto import identity
 from meshctl.errors import MeshError
 from meshctl.mesh import journal
-from meshctl.mesh.model import Gone, Node, NodeId, Put, Roster
+from meshctl.mesh.model import Gone, Node, NodeId, Put, Roster, node_id
 from meshctl.mesh.statement import Statement
 from meshctl.wire import codec
 from meshctl.wire.session import DownFrame
@@ -41,10 +41,15 @@ class Book:
 
     def saved(self) -> SavedMap:
         """For the store."""
-        return SavedMap(self.roster.incarnation, self.roster.revision, tuple(self._chunks.values()))
+        pinned = (self._pinned.get(NodeId(node)) for node in self.refused)
+        held = tuple(statement.signed for statement in pinned if statement)
+        return SavedMap(self.roster.incarnation, self.roster.revision, tuple(self._chunks.values()), held)
 
     def restore(self, saved: SavedMap) -> None:
         """Begin from the last-known-good map; it was sealed by ourselves, its statements are verified all the same."""
+        for statement in map(Statement, saved.pinned):  # a lie that was on disk when we stopped must not outlive them
+            identity.check(statement, self.mesh_id)
+            self._pinned[node_id(statement.device_key)] = statement
         self._replace([(codec.decode_node(chunk), chunk) for chunk in saved.nodes], saved.revision, saved.incarnation)
 
     def take(self, frame: DownFrame, incarnation: str) -> bool:

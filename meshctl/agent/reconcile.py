@@ -85,7 +85,9 @@ class Reconciler:
             group.create_task(self._listen())
             while True:
                 self.wake.clear()
-                await self.once()
+                failed = self.outcome.error
+                if (await self.once()).error and failed:  # what it did is announced too: it would wake itself for ever
+                    await asyncio.sleep(limits.TICK_S)
                 try:
                     async with asyncio.timeout(limits.TICK_S):
                         await self.wake.wait()

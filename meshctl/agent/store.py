@@ -36,11 +36,12 @@ class SavedMembership:
 
 @dataclass(frozen=True, slots=True)
 class SavedMap:
-    """The last-known-good map: encoded nodes exactly as they came."""
+    """The last-known-good map: encoded nodes exactly as they came, and what we hold for those we do not believe."""
 
     incarnation: str
     revision: int
     nodes: tuple[bytes, ...]
+    pinned: tuple[bytes, ...] = ()  # signed statements of nodes whose statement in `nodes` was refused
 
 
 class Store:

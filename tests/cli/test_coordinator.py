@@ -259,7 +259,9 @@ def test_status_of_a_mesh_without_nodes(running: Path) -> None:
 
 
 def test_token_is_shown_once_listed_and_revoked(running: Path) -> None:
-    made = run("token", "create", "--uses", "3", "--tag", "gpu", "--expires", "2h", "--note", "rack 7", "--data-dir", running)
+    made = run(
+        "token", "create", "--uses", "3", "--tag", "gpu", "--expires", "2h", "--note", "rack 7", "--data-dir", running
+    )
     assert made.exit_code == 0
     token = JoinToken.parse(made.stdout)
     assert token.coordinators == ("192.0.2.1:7443",)
@@ -267,7 +269,9 @@ def test_token_is_shown_once_listed_and_revoked(running: Path) -> None:
     listed = run("token", "list", "--data-dir", running).stdout
     assert token.id in listed
     assert token.secret.hex() not in listed
-    (told,) = [t for t in json.loads(run("token", "list", "--json", "--data-dir", running).stdout) if t["id"] == token.id]
+    (told,) = [
+        t for t in json.loads(run("token", "list", "--json", "--data-dir", running).stdout) if t["id"] == token.id
+    ]
     assert told.keys() == {"id", "created", "expires", "uses", "tags", "ephemeral", "revoked", "used_by", "note"}
     assert (told["uses"], told["tags"], told["note"], told["expires"] - told["created"]) == (3, ["gpu"], "rack 7", 7200)
     assert run("token", "revoke", token.id, "--data-dir", running).stdout == f"token {token.id} is revoked\n"
@@ -304,12 +308,12 @@ def test_node_is_listed_shown_removed_and_revoked(running: Path, tmp_path: Path)
     node = joined(running, "gpu-a1", tmp_path / "node")
     (told,) = json.loads(run("nodes", "list", "--json", "--data-dir", running).stdout)
     assert told.keys() == {
-        "id", "name", "address4", "address6", "tags", "wireguard_key", "serial", "joined", "endpoints", "connected", "since",
-        "applied", "digest_ok", "verdict", "ephemeral", "findings",
+        "id", "name", "address4", "address6", "tags", "wireguard_key", "serial", "joined", "endpoints", "connected",
+        "since", "applied", "digest_ok", "verdict", "ephemeral", "findings",
     }  # fmt: skip
     assert (told["id"], told["address4"], told["tags"], told["verdict"]) == (node, "10.77.0.1", ["gpu"], "unknown")
     assert run("nodes", "list", "--data-dir", running).stdout.splitlines()[1].split() == [
-        "gpu-a1", "10.77.0.1", "never", "-", "-", "unknown", "gpu", node,
+        "gpu-a1", "10.77.0.1", "not", "yet", "-", "-", "unknown", "gpu", node,
     ]  # fmt: skip
     for word in ("gpu-a1", node):
         assert node in run("nodes", "show", word, "--data-dir", running).stdout

@@ -24,7 +24,10 @@ FINDING = {
 }  # fmt: skip
 PICTURE: dict[str, Any] = {
     "verdict": "ok", "exit_code": 0, "ready": True,
-    "rows": [{"code": "MESH-PATH-001", "subject": PEER.id, "name": "gpu-b7", "verdict": "ok", "at": 1.0, "evidence": "", "because": ""}],
+    "rows": [
+        {"code": "MESH-PATH-001", "subject": PEER.id, "name": "gpu-b7", "verdict": "ok", "at": 1.0, "evidence": "",
+         "because": ""},
+    ],
     "findings": [], "mesh_findings": [],
     "mesh": {"id": "abcdefgh2345", "name": "secretproject", "policy": "allow-all"},
     "node": {"id": NODE.id, "name": "gpu-a1", "address4": "10.77.0.9", "address6": "fd12:3456::9"},
@@ -78,7 +81,9 @@ def test_status_of_a_node_alone_and_cut_off(tmp_path: Path) -> None:
     shown = asked(tmp_path, picture(peers=[], link=link, verdict="degraded", findings=[FINDING]), "status")
     assert shown.exit_code == 1
     assert "no peers yet" in shown.stdout
-    assert "! coordinator - not connected since never: coordinator h:1 does not answer; the mesh works on" in shown.stdout
+    assert (
+        "! coordinator - not connected since never: coordinator h:1 does not answer; the mesh works on" in shown.stdout
+    )
     assert "! MESH-PATH-001 gpu-b7: 3 echoes in a row unanswered (4m) -> is the peer up?" in shown.stdout
 
 
@@ -141,7 +146,13 @@ def test_json_has_a_stable_shape(tmp_path: Path) -> None:
 
 
 def test_ping_proves_each_echo(tmp_path: Path) -> None:
-    answer = {"name": "gpu-b7", "address4": "10.77.0.12", "endpoint": "203.0.113.7:51820", "rtt_ms": 4.13, "ok_age_s": 0.0}
+    answer = {
+        "name": "gpu-b7",
+        "address4": "10.77.0.12",
+        "endpoint": "203.0.113.7:51820",
+        "rtt_ms": 4.13,
+        "ok_age_s": 0.0,
+    }
     with agent_socket(tmp_path, {"/echo": answer}) as targets:
         shown = run("ping", "gpu b7/../x", "-c", "2")
     assert (shown.exit_code, shown.stdout.splitlines()[-1]) == (0, "2 of 2 echoes proven")
@@ -169,7 +180,8 @@ EVENTS = [
      "source": "198.51.100.77", "actor": f"node:{GONE.id}"},
     *({"seq": n, "at": 1.8e9, "event": "statement.accepted", "wireguard": key, "outcome": "success"}
       for n, key in enumerate(KEYS, 3)),
-    {"seq": 99, "at": 1.8e9, "event": "step", "what": f"peer {KEYS[0]} at [2001:db8::77]:51820 gets 10.77.0.12/32, fd12:3456::12/128"},
+    {"seq": 99, "at": 1.8e9, "event": "step",
+     "what": f"peer {KEYS[0]} at [2001:db8::77]:51820 gets 10.77.0.12/32, fd12:3456::12/128"},
 ]  # fmt: skip
 
 
@@ -190,15 +202,17 @@ def test_logs_are_sentences_or_the_lines_themselves(tmp_path: Path) -> None:
 
 def unpacked(path: Path) -> str:
     with tarfile.open(path) as archive:
-        assert {m.name for m in archive} == {f"meshctl-debug/{n}" for n in ("status.json", "events.jsonl", "versions.txt")}
+        assert {m.name for m in archive} == {
+            f"meshctl-debug/{n}" for n in ("status.json", "events.jsonl", "versions.txt")
+        }
         return "\n".join(archive.extractfile(m).read().decode() for m in archive)  # type: ignore[union-attr]
 
 
 def test_anonymised_bundle_names_nobody(tmp_path: Path) -> None:
     write_events(tmp_path)
     secrets = [
-        NODE.id, PEER.id, GONE.id, "gpu-a1", "gpu-b7", "gone-node", "secretproject", "abcdefgh2345", "coord.example.org",
-        "10.77.0.9", "10.77.0.12", "203.0.113.7", "198.51.100.77", "fd12:3456", "2001:db8", *KEYS,
+        NODE.id, PEER.id, GONE.id, "gpu-a1", "gpu-b7", "gone-node", "secretproject", "abcdefgh2345",
+        "coord.example.org", "10.77.0.9", "10.77.0.12", "203.0.113.7", "198.51.100.77", "fd12:3456", "2001:db8", *KEYS,
     ]  # fmt: skip
     output = tmp_path / "bundle.tar.gz"
     shown = asked(tmp_path, picture(findings=[FINDING]), "debug", "bundle", "--anonymize", "-o", str(output))

@@ -83,7 +83,9 @@ async def liar(directory: Path, shown_ca: bytes, key: pki.Key, leaf: bytes) -> A
 
 async def program(*words: str) -> asyncio.subprocess.Process:
     command: Sequence[str] = (sys.executable, "-m", "meshctl.cli.main", *words)
-    return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    return await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
 
 
 # ---- the token -------------------------------------------------------------------------------------------------------

@@ -15,140 +15,30 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from coordinator import server
-from coordinator.front import Front, Why
+from coordinator.front import Why
 from coordinator.service import sessions
-from meshctl.agent import channel, join
-from meshctl.agent.book import Book
-from meshctl.agent.follow import Follower, Report
-from meshctl.agent.join import Member
+from meshctl.agent import join
 from meshctl.agent.store import Store
 from meshctl.config import AgentConfig
 from meshctl.crypto import pki
 from meshctl.errors import ProtocolError, RefusedError, UnreachableError
 from meshctl.events import SessionClosed
-from meshctl.mesh import limits
+from meshctl.mesh import integrity, limits
 from meshctl.mesh.token import JoinToken
 from meshctl.wire import codec, operator, session
-from meshctl.wire.codec import FindingRow, Membership
+from meshctl.wire.codec import FindingRow
 from meshctl.wire.session import UpFrame
 from meshctl.wire.v1 import mesh_pb2 as pb
 from meshctl.wire.v1 import mesh_pb2_grpc as rpc
 from tests.harness.front import until
-from tests.harness.world import Computer, World, world
+from tests.harness.served import WITHIN_S, Live, Served, ended, failure, serving
 
 Code = grpc.StatusCode
-WITHIN_S = 20.0
-
-
-class CountingBook(Book):
-    """A book that counts the frames it was given."""
-
-    def __init__(self, mesh_id: str) -> None:
-        super().__init__(mesh_id)
-        self.frames: list[session.DownFrame] = []
-
-    def take(self, frame: session.DownFrame, incarnation: str) -> bool:
-        self.frames.append(frame)
-        return super().take(frame, incarnation)
-
-
-class Live:
-    """A node whose follower runs, and acknowledges whatever its book holds."""
-
-    def __init__(self, served: Served, computer: Computer, joined: Membership) -> None:
-        self.served, self.computer, self.book = served, computer, CountingBook(joined.mesh.id)
-        mesh = replace(joined.mesh, coordinators=(served.address,))
-        self.member = Member(mesh, joined.node, joined.certificate, None)  # type: ignore[arg-type]
-        self.findings: tuple[FindingRow, ...] = ()
-        self.candidates: tuple[Any, ...] = ()
-        self.maps = 0
-        self.follower = Follower(
-            lambda: self.member, computer.identity, self.book, self.report, self.on_map, self.renew, served.mesh.events
-        )
-
-    def report(self) -> Report | None:
-        roster = self.book.roster
-        if self.computer.id not in roster.nodes:
-            return None
-        digest = self.computer.digest(self.member.mesh, roster)
-        found = frozenset((f.code, f.subject, f.verdict) for f in self.findings)
-        return Report(roster.revision, digest, "ok", found, self.findings, self.candidates)
-
-    def on_map(self) -> None:
-        self.maps += 1
-        self.follower.dirty.set()
-
-    async def renew(self) -> None:
-        await join._renew_at(self.served.address, self._renewable(), self.computer.identity)
-
-    def _renewable(self) -> Any:
-        return type("", (), {"mesh": self.member.mesh, "certificate": self.member.certificate, "saved": type("", (), {"serial": 1})})
-
-    @property
-    def names(self) -> set[str]:
-        return {node.name for node in self.book.roster.nodes.values()}
-
-
-class Served:
-    """A coordinator as `serve` puts it together, over a registry in memory."""
-
-    def __init__(self, mesh: World, front: Front, sockets: Path) -> None:
-        self.mesh, self.front, self.sockets = mesh, front, sockets
-        self._tasks: list[asyncio.Task[None]] = []
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.front.addresses[0][1]}"
-
-    def open(self, who: Live | None = None) -> grpc.aio.Channel:
-        """A channel as an agent opens it; nobody's when `who` is None."""
-        ca = self.mesh.mesh.ca
-        if who is None:
-            return channel.open_channel(self.address, ca)
-        return channel.open_channel(self.address, ca, who.computer.identity, who.member.certificate)
-
-    def operators(self) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(f"unix:{self.sockets / 'operator.sock'}")
-
-    async def operate(self, method: str, request: Any) -> Any:
-        async with self.operators() as wire:
-            return await getattr(rpc.OperatorStub(wire), method)(request, timeout=WITHIN_S)
-
-    async def node(self, name: str) -> Live:
-        computer = self.mesh.computer(name)
-        return Live(self, computer, await computer.join(self.mesh.first, await self.mesh.token()))
-
-    async def live(self, name: str) -> Live:
-        """A node that follows."""
-        made = await self.node(name)
-        self._tasks.append(asyncio.ensure_future(made.follower.run()))
-        await until(lambda: name in made.names, WITHIN_S)
-        return made
-
-    async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    sockets = tmp_path / "run"
-    sockets.mkdir(mode=0o700)
-    async with world() as mesh, contextlib.AsyncExitStack() as stack:
-        mesh.clock.now = time.time()
-        one, sealed = mesh.first, mesh.sealed
-        checks = await server._services(
-            stack, sockets, mesh.authority, sealed, one.feed, one.presence, one.members, one.asymmetry, mesh.events
-        )
-        front = server._front(mesh.authority, one.feed, sockets)
-        one.on_gone.append(lambda node: server._cut(front, one.feed, mesh.mesh.id, node))
-        await front.start([("127.0.0.1", 0)])
-        stack.push_async_callback(front.stop)
-        await checks.set("", health_pb2.HealthCheckResponse.SERVING)
-        made = Served(mesh, front, sockets)
-        stack.push_async_callback(made.stop)
+    async with serving(tmp_path / "run") as made:
         yield made
 
 
@@ -156,23 +46,6 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heartbeats often, so that tests wait little."""
     monkeypatch.setattr(limits, "HEARTBEAT_S", 0.05)
-
-
-async def failure(call: Any) -> tuple[grpc.StatusCode, str]:
-    """How a call ended."""
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        async with asyncio.timeout(WITHIN_S):
-            await call
-    return refused.value.code(), refused.value.details() or ""
-
-
-async def ended(call: Any) -> tuple[grpc.StatusCode, str]:
-    """Read a stream to its end."""
-    async with asyncio.timeout(WITHIN_S):
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            while await call.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]
-                pass
-        return await call.code(), await call.details() or ""
 
 
 def stream(wire: grpc.aio.Channel) -> Any:
@@ -207,7 +80,12 @@ async def test_node_gets_a_snapshot_then_deltas_and_operators_see_it_applied(ser
     assert (reply.applied, list(reply.stragglers)) == (1, [])
     assert a.names == {"a"}
     (state,) = operator.states(await served.operate("NodeList", operator.nothing()))
-    assert (state.connected, state.applied, state.digest_ok, state.seen_address) == (True, done.revision, True, "127.0.0.1")
+    assert (state.connected, state.applied, state.digest_ok, state.seen_address) == (
+        True,
+        done.revision,
+        True,
+        "127.0.0.1",
+    )
     status = operator.status(await served.operate("Status", operator.nothing()))
     assert (status.nodes, status.connected, status.converged, status.etcd) == (1, 1, 1, "in memory")
 
@@ -266,7 +144,7 @@ async def test_book_that_went_wrong_heals_by_itself(served: Served) -> None:
 async def test_both_ends_of_a_pair_are_joined_and_sent_back(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "meshctl.mesh.integrity.CATALOGUE",
-        {k: replace(c, grace_s=0.0) for k, c in __import__("meshctl.mesh.integrity", fromlist=["x"]).CATALOGUE.items()},
+        {code: replace(check, grace_s=0.0) for code, check in integrity.CATALOGUE.items()},
     )
     a, b = await served.live("a"), await served.live("b")
     a.findings = (FindingRow("MESH-PATH-001", b.computer.id, "failed", 1.0, 2.0, "3 echoes unanswered"),)
@@ -313,7 +191,9 @@ async def test_node_leaves_and_hears_the_answer(served: Served) -> None:
 # ---- who may do what -------------------------------------------------------------------------------------------------
 
 
-async def test_agent_joins_over_the_wire_and_is_refused_in_the_coordinators_words(served: Served, tmp_path: Path) -> None:
+async def test_agent_joins_over_the_wire_and_is_refused_in_the_coordinators_words(
+    served: Served, tmp_path: Path
+) -> None:
     made = await served.mesh.token()
     token = JoinToken(made.ca_fingerprint, made.id, made.secret, (served.address,))
     config, store = AgentConfig(state_dir=tmp_path / "node"), Store(tmp_path / "node")
@@ -325,7 +205,9 @@ async def test_agent_joins_over_the_wire_and_is_refused_in_the_coordinators_word
     with pytest.raises(RefusedError, match="used already") as refused:
         await join.join(config, Store(tmp_path / "other"), token, "b", (), ())
     assert "token create" in refused.value.hint
-    fresh = await join.renew(store, replace(member, mesh=replace(member.mesh, coordinators=(served.address,))), store.identity())
+    fresh = await join.renew(
+        store, replace(member, mesh=replace(member.mesh, coordinators=(served.address,))), store.identity()
+    )
     assert pki.expiry(fresh.certificate) >= pki.expiry(member.certificate)
 
 
@@ -487,7 +369,9 @@ async def test_session_begins_with_resume_and_reports_have_a_pace(served: Served
         assert closed == ["this node reports too often"]
 
 
-async def test_node_ahead_of_this_coordinator_is_sent_elsewhere(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_node_ahead_of_this_coordinator_is_sent_elsewhere(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sessions, "JUST_JOINED_S", 0.1)
     a = await served.live("a")
     b = await served.node("b")
@@ -498,7 +382,11 @@ async def test_node_ahead_of_this_coordinator_is_sent_elsewhere(served: Served, 
 
 async def test_coordinator_that_sends_nonsense_is_left_alone(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     a = await served.node("a")
-    monkeypatch.setattr(served.mesh.first.feed, "frames", lambda _: [pb.Down(snapshot=True, to_revision=9, map_hash=b"x").SerializeToString()])
+    monkeypatch.setattr(
+        served.mesh.first.feed,
+        "frames",
+        lambda _: [pb.Down(snapshot=True, to_revision=9, map_hash=b"x").SerializeToString()],
+    )
     with pytest.raises(ProtocolError, match="do not match their hash"):
         async with asyncio.timeout(WITHIN_S):
             await a.follower._session(served.address)

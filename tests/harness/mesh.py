@@ -264,7 +264,8 @@ class Lab:
             # Short, because a unix socket's path has 107 bytes.
             self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mn-")))
             self.hub = stack.enter_context(Namespace(unique("mn-")))
-            self.hub.command("ip", "link", "add", "wire", "type", "bridge")
+            # An address of its own: a bridge takes the least of its ports', and everybody's neighbour table would be wrong.
+            self.hub.command("ip", "link", "add", "wire", "address", "02:00:00:00:00:01", "type", "bridge")
             self.hub.command("ip", "address", "add", f"{HUB}/24", "dev", "wire")
             self.hub.command("ip", "link", "set", "wire", "up")
             self.coordinator = Coordinator(self.hub, self.directory, f"{HUB}:{PORT}")

@@ -1,10 +1,9 @@
-"""A mesh without a wire: real Enrolment, Members, Feed and Book over a sealed registry in memory, on a clock that tests
-move (NET-2, OPS-2).
+"""A mesh without a wire: real Enrolment, Members, Feed, Book over a registry in memory, on a clock tests move (NET-2).
 
     async with world() as mesh: a = await mesh.member("a"); await mesh.caught_up(); a.sync(mesh.first); mesh.agrees(a)
 
-Any number of coordinators share the registry. What a stream does (frames since a cursor, a snapshot when asked again) is
-done here by `Computer.sync`, frame by frame, so that a test can break it anywhere.
+Any number of coordinators share the registry. What a stream does (frames since a cursor, a snapshot when asked again)
+is done here by `Computer.sync`, frame by frame, so that a test can break it anywhere.
 """
 
 from __future__ import annotations
@@ -98,9 +97,7 @@ class Coordinator:
         self.enrolment = Enrolment(authority, sealed, self.feed, events, clock)
         self.members = Members(authority.mesh, sealed, self.feed, events, clock)
         self.mesh = authority.mesh
-        self.service = MeshService(
-            authority.mesh, self.feed, self.presence, self.members, events, self.asymmetry
-        )
+        self.service = MeshService(authority.mesh, self.feed, self.presence, self.members, events, self.asymmetry)
         self._task: asyncio.Task[None] | None = None
 
     def follow(self) -> None:
@@ -169,7 +166,8 @@ class Computer:
         for asked in range(2):
             if cursor >= coordinator.feed.revision and cursor:
                 return asked
-            if all([self.take(frame) for frame in self.frames(coordinator, cursor)]):
+            fits = [self.take(frame) for frame in self.frames(coordinator, cursor)]
+            if all(fits):
                 return asked
             cursor = 0
         raise AssertionError("a snapshot did not fit")

@@ -69,7 +69,7 @@ def test_first_candidate_is_dead(lab: Lab, a: Node, record_property: Callable[[s
     b = lab.member("b")
     key = a.key()
     began = until(lambda: [e for e in b.events("interface.step-applied") if e["step"] == "add-peer"], READY_S, b.tail())
-    assert began[0]["endpoint"] == DEAD, "it began with the dead one"
+    assert began[0]["endpoint"]["address"] == DEAD.split(":")[0], "it began with the dead one"
     until(lambda: (peer := b.peers().get(key)) and peer.handshake, READY_S, f"a handshake: {b.peers()}")
     took = time.time() - began[0]["at"]
     record_property("figure", f"first candidate dead, second works: handshake {took:.2f} s after the first attempt")
@@ -93,8 +93,8 @@ def test_peer_that_roams_is_followed_and_never_sent_back(lab: Lab, a: Node, natt
     node, key = natted.node, natted.node.key()
     until(lambda: a.proves("hidden"), READY_S, "before")
     before = a.peers()[key]
-    natted.router.command("ip", "address", "add", f"{MOVED}/24", "dev", "eth0")
     natted.router.command("ip", "address", "del", f"{OUTSIDE}/24", "dev", "eth0")
+    natted.router.command("ip", "address", "add", f"{MOVED}/24", "dev", "eth0")
     until(lambda: a.peers()[key].endpoint.startswith(MOVED), 60, f"followed: {a.peers()[key]} {node.tail()}")
     passes, applied = 0, a.status()["revision"]["applied"]
     lab.member("witness")  # the roster changes, so every pass has a reason to look at all peers
@@ -116,8 +116,8 @@ def test_machine_gets_another_address(lab: Lab, a: Node, record_property: Callab
     until(lambda: rover.proves("a"), READY_S, rover.tail())
     key, new = rover.key(), "203.0.113.150"
     begun = time.monotonic()
-    rover.ns.command("ip", "address", "add", f"{new}/24", "dev", "eth0")
     rover.ns.command("ip", "address", "del", f"{rover.address}/24", "dev", "eth0")
+    rover.ns.command("ip", "address", "add", f"{new}/24", "dev", "eth0")
     until(lambda: a.peers()[key].endpoint == f"{new}:51820", 60, f"followed: {a.peers()[key]}")
     record_property("figure", f"a peer that moves is followed after {time.monotonic() - begun:.2f} s")
     until(lambda: new in {str(c.endpoint.address) for c in lab.coordinator.nodes()["rover"].node.candidates}, 60, "told")

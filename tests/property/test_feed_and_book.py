@@ -152,7 +152,7 @@ class Weather:
                 await self.mesh.agrees(node, at)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(steps=st.lists(STEP, max_size=30))
 def test_any_weather_ends_with_the_registry_in_every_book(steps: list[tuple[str, int, int]]) -> None:
     async def run() -> None:
@@ -165,7 +165,7 @@ def test_any_weather_ends_with_the_registry_in_every_book(steps: list[tuple[str,
     asyncio.run(run())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     joins=st.integers(1, 12),
     departures=st.lists(st.tuples(st.integers(0, 11), st.sampled_from(list(DEPARTURES.values()))), max_size=8),

@@ -65,7 +65,9 @@ def test_fields_of_a_later_release_are_passed_over() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(2, 9), (0, 0)])
 def test_protocol_mismatch_names_both_ranges(low: int, high: int) -> None:
-    with pytest.raises(ProtocolError, match=rf"release 9\.9 speaks protocol {low} to {high}, this one .* speaks 1") as told:
+    with pytest.raises(
+        ProtocolError, match=rf"release 9\.9 speaks protocol {low} to {high}, this one .* speaks 1"
+    ) as told:
         codec.agree(pb.Hello(protocol_min=low, protocol_max=high, release="9.9"))
     assert "upgrade" in told.value.hint
     assert codec.agree(pb.Hello(protocol_min=0, protocol_max=9)) == codec.PROTOCOL
@@ -73,7 +75,12 @@ def test_protocol_mismatch_names_both_ranges(low: int, high: int) -> None:
 
 def test_mesh_record_with_wrong_prefixes_is_refused() -> None:
     assert codec.decode_mesh(codec.encode_mesh(MESH)) == MESH
-    for prefix4, prefix6 in (("fd00::/64", "fd00::/64"), ("10.0.0.0/8", "10.0.0.0/8"), ("10.0.0.1/8", "fd00::/64"), ("", "")):
+    for prefix4, prefix6 in (
+        ("fd00::/64", "fd00::/64"),
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("10.0.0.1/8", "fd00::/64"),
+        ("", ""),
+    ):
         message = codec.mesh_message(MESH)
         message.prefix4, message.prefix6 = prefix4, prefix6
         with pytest.raises(ProtocolError):

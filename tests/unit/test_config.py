@@ -29,7 +29,8 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
 
 def test_every_setting_can_be_given_in_every_place(tmp_path: Path) -> None:
     given = {
-        "state_dir": "/s", "interface": "i", "listen_port": 7, "endpoint": ["a:1"], "device": "kernel", "health_listen": ""
+        "state_dir": "/s", "interface": "i", "listen_port": 7, "endpoint": ["a:1"], "device": "kernel",
+        "health_listen": "",
     }  # fmt: skip
     assert given.keys() == {f.name for f in fields(AgentConfig)}
     text = "".join(f"{k} = {v!r}\n" for k, v in given.items()).replace("'", '"')
@@ -86,7 +87,10 @@ def coordinator(tmp_path: Path, text: str | bytes) -> CoordinatorConfig:
 
 def test_coordinator_reads_what_it_wrote(tmp_path: Path) -> None:
     odd = 'quote" back\\slash ümlaut'
-    for config in (CoordinatorConfig(), replace(CoordinatorConfig(), etcd=("https://a:1", "https://b:2"), kek_file=odd)):
+    for config in (
+        CoordinatorConfig(),
+        replace(CoordinatorConfig(), etcd=("https://a:1", "https://b:2"), kek_file=odd),
+    ):
         assert coordinator(tmp_path, config.text()) == config
 
 

@@ -118,7 +118,10 @@ async def test_map_of_another_incarnation_begins_from_nothing() -> None:
     async with world() as mesh:
         (a, *_) = await three(mesh)
         await a.sync(mesh.first)
-        for resume in (("before-the-restore", a.book.roster.revision, a.book.map_hash), (mesh.mesh.incarnation, 0, b"")):
+        for resume in (
+            ("before-the-restore", a.book.roster.revision, a.book.map_hash),
+            (mesh.mesh.incarnation, 0, b""),
+        ):
             assert await mesh.first.service.cursor(resume) == 0
         assert await mesh.first.service.cursor((mesh.mesh.incarnation, a.book.roster.revision, b"wrong")) == 0
 

@@ -112,6 +112,14 @@ def test_round_trip_and_jitter_are_smoothed() -> None:
     assert echo.offset_s == 0.5
 
 
+def test_ping_sent_before_the_peer_appeared_is_no_loss() -> None:
+    tally = Tally()
+    tally.proven(now=10.0)
+    tally.lost(9.9, now=12.0)
+    tally.answered(0.01, 0.0, now=12.1)
+    assert (tally.echo.missed, tally.echo.loss, tally.echo.sent) == (0, 0.0, 1)
+
+
 def test_suspect_is_tested_more_until_it_is_known_to_be_down() -> None:
     tally = Tally()
     tally.answered(0.01, 0.0, now=0)

@@ -6,16 +6,19 @@ import base64
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshctl.errors import UsageError
 from meshctl.mesh.token import PREFIX, JoinToken
 
-TOKEN = JoinToken(bytes(range(32)), "0123456789abcdef", bytes(range(100, 132)), ("192.0.2.1:7443", "[2001:db8::1]:7443"))
+TOKEN = JoinToken(
+    bytes(range(32)), "0123456789abcdef", bytes(range(100, 132)), ("192.0.2.1:7443", "[2001:db8::1]:7443")
+)
 HOSTS = st.from_regex(r"[a-z0-9.\-]{1,40}:[0-9]{1,5}", fullmatch=True)
 
 
+@settings(deadline=None)
 @given(
     fingerprint=st.binary(min_size=32, max_size=32),
     name=st.binary(min_size=8, max_size=8),
@@ -44,19 +47,13 @@ def test_secret_does_not_show_itself() -> None:
 def test_token_that_was_cut_off_or_mistyped_says_so() -> None:
     text, dice = TOKEN.text(), random.Random(7)
     damaged = [text[:length] for length in range(len(PREFIX), len(text))] + [text + "AAAA"]
-    for place in range(len(PREFIX), len(text)):
+    for place in range(len(PREFIX), len(text) - 1):  # of the last letter some bits mean nothing
         other = dice.choice([letter for letter in "ABCxyz019-_" if letter != text[place]])
         damaged.append(text[:place] + other + text[place + 1 :])
     for bad in damaged:
-        try:
-            assert JoinToken.parse(bad) == TOKEN  # unused bits of the last letter alone may differ
-        except UsageError as error:
-            assert "damaged or was cut off" in error.what
-            assert error.hint
-    survived = [bad for bad in damaged[: len(text)] if len(bad) < len(text) - 1]
-    for bad in survived:
-        with pytest.raises(UsageError, match="damaged"):
+        with pytest.raises(UsageError, match="damaged or was cut off") as refused:
             JoinToken.parse(bad)
+        assert refused.value.hint
 
 
 @pytest.mark.parametrize("text", ["", "hello", "mesh2.AAAA", "MESH1.AAAA", "@token", "-"])
@@ -65,12 +62,14 @@ def test_what_is_no_token_is_told_from_a_damaged_one(text: str) -> None:
         JoinToken.parse(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_any_text_after_the_prefix_is_refused_in_words(text: str) -> None:
     with pytest.raises(UsageError):
         JoinToken.parse(PREFIX + text)
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=0, max_size=120))
 def test_checksum_is_not_all_that_is_looked_at(raw: bytes) -> None:
     text = PREFIX + base64.urlsafe_b64encode(raw).decode().rstrip("=")
