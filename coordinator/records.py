@@ -83,7 +83,7 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """Who is gone, and keeps name and address from being given to somebody else too soon; `at` in unix seconds."""
+    """Who is gone, and keeps the address from being given to somebody else too soon; `at` in unix seconds."""
 
     id: NodeId
     name: str

@@ -66,7 +66,7 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
         started=lambda keys: prober.kick(peers.behind(keys)),
         moved=lambda: follower.dirty.set(),  # noqa: PLW0108 - made below
     )
-    follower = Follower(lambda: keeper.member, identity, book, report, on_map, keeper.renew, events)
+    follower = Follower(lambda: keeper.member, identity, book, report, on_map, keeper.renew, keeper.adopt, events)
     health = Health(prober)
     sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link)
     examiner = Examiner(sources, device, events, follower.dirty.set)

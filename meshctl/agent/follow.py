@@ -23,7 +23,7 @@ from meshctl.crypto.identity import Identity
 from meshctl.errors import MeshError, ProtocolError, RefusedError
 from meshctl.events import Events, SessionClosed, SessionOpened, StatementRefused
 from meshctl.mesh import limits
-from meshctl.mesh.model import Candidate, NodeId
+from meshctl.mesh.model import Candidate, MeshInfo, NodeId
 from meshctl.wire import session, status
 from meshctl.wire.codec import FindingRow
 from meshctl.wire.session import Beat, UpFrame
@@ -73,6 +73,7 @@ class Follower:
         report: Callable[[], Report | None],
         on_map: Callable[[], None],
         renew: Callable[[], Awaitable[None]],
+        adopt: Callable[[MeshInfo], None],
         events: Events,
     ) -> None:
         self.link = Link()
@@ -80,7 +81,7 @@ class Follower:
         self.reconnect = asyncio.Event()
         self._member, self._identity, self._book = member, identity, book
         self._told: dict[str, str] = {}
-        self._report, self._on_map, self._renew, self._events = report, on_map, renew, events
+        self._report, self._on_map, self._renew, self._adopt, self._events = report, on_map, renew, adopt, events
         self._again = False
 
     async def run(self) -> None:
@@ -157,6 +158,8 @@ class Follower:
             if raw is EOF:
                 raise status.meant(await call.code(), await call.details() or "", f"coordinator {address}")
             frame = session.decode_down(raw)
+            if frame.mesh:
+                self._adopt(frame.mesh)
             if frame.beat:
                 self._beat(frame.beat)
             if frame.moves_map:

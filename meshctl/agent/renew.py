@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from meshctl.agent import join
 from meshctl.agent.join import Member
@@ -14,6 +15,8 @@ from meshctl.crypto.identity import Identity
 from meshctl.errors import MeshError
 from meshctl.events import CertificateRenewed, Events
 from meshctl.mesh import limits
+from meshctl.mesh.model import MeshInfo
+from meshctl.wire import codec
 
 RETRY_S = (5.0, 300.0)  # first and longest pause after a failure
 LOOK_EVERY_S = 60.0  # the wall clock may be stepped: never sleep through half a life
@@ -40,6 +43,14 @@ class Keeper:
     def is_due(self) -> bool:
         """Past half life, or issued by a clock far from ours: then too it is cheap to ask."""
         return not limits.CERTIFICATE_LIFE_S / 2 < self.left_s <= limits.CERTIFICATE_LIFE_S * 2
+
+    def adopt(self, mesh: MeshInfo) -> None:
+        """Take the mesh's record as a coordinator tells it (further coordinators, policy). Never another mesh or CA."""
+        held = self.member.mesh
+        if mesh != held and (mesh.id, mesh.ca) == (held.id, held.ca):
+            saved = replace(self.member.saved, mesh=codec.encode_mesh(mesh))
+            self._store.save_membership(saved)
+            self.member = replace(self.member, mesh=mesh, saved=saved)
 
     async def run(self) -> None:
         """For ever. Failures are retried with growing pauses and show in MESH-KEY-001, never in an exit."""

@@ -1,8 +1,8 @@
-"""A whole mesh for tests: one namespace per machine on a common wire, a coordinator with its own etcd, agents, all real processes.
+"""A whole mesh for tests: a namespace per machine on one wire, a coordinator with its etcd, agents: real processes.
 
     with Lab() as lab: a, b = lab.members("a", "b"); until(lambda: a.proves("b"), 20, "a proves b")
 
-Everything is driven through the two command lines and the sockets they offer. Nothing is mocked, and what was started or
+Everything is driven through the two command lines and the sockets they offer. Nothing is mocked. What was started or
 made is ended and removed, by process id and by name, also when a test fails. Traffic stays on a wire of its own.
 """
 
@@ -70,7 +70,9 @@ class Machine:
         self.environment: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def run(self, *command: str, stdin: str = "", environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, stdin: str = "", environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """A command inside, to its end, whatever that is."""
         return subprocess.run(
             ["ip", "netns", "exec", self.ns.name, *command], input=stdin, text=True, capture_output=True, timeout=90,
@@ -254,7 +256,9 @@ class Node(Machine):
 class Lab:
     """Machines on one wire. Use as a context manager."""
 
-    def __init__(self, *, prefix4: str = "10.77.0.0/16", environment: Mapping[str, str] | None = None, wire: bool = True) -> None:
+    def __init__(
+        self, *, prefix4: str = "10.77.0.0/16", environment: Mapping[str, str] | None = None, wire: bool = True
+    ) -> None:
         self._prefix4, self._environment, self._wire = prefix4, dict(environment or {}), wire
         self._stack = contextlib.ExitStack()
         self.nodes: list[Node] = []
@@ -264,7 +268,7 @@ class Lab:
             # Short, because a unix socket's path has 107 bytes.
             self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mn-")))
             self.hub = stack.enter_context(Namespace(unique("mn-")))
-            # An address of its own: a bridge takes the least of its ports', and everybody's neighbour table would be wrong.
+            # Else a bridge takes the least of its ports' addresses, and neighbour tables are wrong after a new machine.
             self.hub.command("ip", "link", "add", "wire", "address", "02:00:00:00:00:01", "type", "bridge")
             self.hub.command("ip", "address", "add", f"{HUB}/24", "dev", "wire")
             self.hub.command("ip", "link", "set", "wire", "up")
@@ -312,5 +316,9 @@ class Lab:
         made = tuple(self.member(name) for name in names)
         for node in made:
             others = [name for name in names if name != node.name]
-            until(lambda node=node, others=others: node.proves(*others), READY_S, f"{node.name} proves {others}: {node.tail()}")  # type: ignore[misc]
+            until(
+                lambda node=node, others=others: node.proves(*others),
+                READY_S,
+                f"{node.name} proves {others}: {node.tail()}",
+            )
         return made

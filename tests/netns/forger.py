@@ -1,6 +1,6 @@
 """A coordinator that lies: `mesh-coordinator`, but key statements are replaced on their way into the feed.
 
-Run as a program by test_forgery.py. The file named by FORGER_FILE maps node ids to the statements (hex) to tell instead.
+Run as a program by test_forgery.py. The file FORGER_FILE maps node ids to the statements (hex) to tell instead.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_first_candidate_is_dead(lab: Lab, a: Node, record_property: Callable[[s
     b = lab.member("b")
     key = a.key()
     began = until(lambda: [e for e in b.events("interface.step-applied") if e["step"] == "add-peer"], READY_S, b.tail())
-    assert began[0]["endpoint"]["address"] == DEAD.split(":")[0], "it began with the dead one"
+    assert began[0]["endpoint"]["address"] == DEAD.partition(":")[0], "it began with the dead one"
     until(lambda: (peer := b.peers().get(key)) and peer.handshake, READY_S, f"a handshake: {b.peers()}")
     took = time.time() - began[0]["at"]
     record_property("figure", f"first candidate dead, second works: handshake {took:.2f} s after the first attempt")
@@ -89,7 +89,7 @@ def test_node_behind_nat_is_reached_and_keeps_the_way_open(lab: Lab, a: Node, na
 
 
 def test_peer_that_roams_is_followed_and_never_sent_back(lab: Lab, a: Node, natted: Natted) -> None:
-    """The router gets another address. `a` follows what WireGuard authenticated, whatever the registry says meanwhile."""
+    """The router gets another address. `a` follows what WireGuard authenticated, whatever the registry says."""
     node, key = natted.node, natted.node.key()
     until(lambda: a.proves("hidden"), READY_S, "before")
     before = a.peers()[key]
@@ -120,6 +120,8 @@ def test_machine_gets_another_address(lab: Lab, a: Node, record_property: Callab
     rover.ns.command("ip", "address", "add", f"{new}/24", "dev", "eth0")
     until(lambda: a.peers()[key].endpoint == f"{new}:51820", 60, f"followed: {a.peers()[key]}")
     record_property("figure", f"a peer that moves is followed after {time.monotonic() - begun:.2f} s")
-    until(lambda: new in {str(c.endpoint.address) for c in lab.coordinator.nodes()["rover"].node.candidates}, 60, "told")
+    until(
+        lambda: new in {str(c.endpoint.address) for c in lab.coordinator.nodes()["rover"].node.candidates}, 60, "told"
+    )
     late = lab.member("late")
     until(lambda: late.proves("rover"), READY_S, f"a later joiner finds it: {late.tail()}")

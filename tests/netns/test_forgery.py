@@ -1,6 +1,6 @@
-"""The coordinator lies about a node's key: its peers refuse the statement, report it, and keep the tunnel they have (NET-2).
+"""The coordinator lies about a node's key: its peers refuse it, report it, and keep the tunnel they have (NET-2).
 
-Three nodes; the lies are about `victim`. The coordinator is a real one whose feed replaces key statements on the way out.
+Three nodes; the lies are about `victim`. The coordinator is real, only its feed replaces key statements.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def assert_refused(scene: Scene, lie: bytes, words: str) -> None:
     sessions = {peer.name: peer.peers()[key] for peer in scene.peers}
     scene.tell(lie)
     for peer in scene.peers:
-        until(lambda peer=peer: refusals(peer, words) > told[peer.name], READY_S, f"{peer.name} reports: {peer.tail()}")  # type: ignore[misc]
-        until(lambda peer=peer: words in evidence(peer, "failed"), READY_S, f"{peer.name} says so: {evidence(peer)}")  # type: ignore[misc]
+        until(lambda peer=peer: refusals(peer, words) > told[peer.name], READY_S, f"{peer.name} reports: {peer.tail()}")
+        until(lambda peer=peer: words in evidence(peer, "failed"), READY_S, f"{peer.name} says so: {evidence(peer)}")
         assert set(peer.peers()) == {n.key() for n in (*scene.peers, scene.victim) if n is not peer}
-        until(lambda peer=peer: peer.proves("victim", younger_than_s=1.0), READY_S, f"{peer.name} keeps the tunnel")  # type: ignore[misc]
+        until(lambda peer=peer: peer.proves("victim", younger_than_s=1.0), READY_S, f"{peer.name} keeps the tunnel")
         assert peer.peers()[key].rx >= sessions[peer.name].rx, "it is the same session"
     until(lambda: scene.a.proves("b", younger_than_s=1.0), READY_S, "bystanders stay connected")
 
@@ -106,24 +106,28 @@ def test_statement_of_another_mesh_is_refused(scene: Scene) -> None:
 def test_truth_closes_the_finding(scene: Scene) -> None:
     scene.tell(None)
     for peer in scene.peers:
-        until(lambda peer=peer: evidence(peer, "ok"), READY_S, f"{peer.name} follows again")  # type: ignore[misc]
+        until(lambda peer=peer: evidence(peer, "ok"), READY_S, f"{peer.name} follows again")
 
 
 def test_stale_statement_is_a_replay(scene: Scene) -> None:
     """A newer statement is taken and pinned; then the old, once true one is offered again."""
     scene.tell(scene.state(7).signed)
-    until(lambda: all(p.proves("victim", younger_than_s=1.0) for p in scene.peers), READY_S, "the newer one is accepted")
+    until(
+        lambda: all(p.proves("victim", younger_than_s=1.0) for p in scene.peers), READY_S, "the newer one is accepted"
+    )
     assert_refused(scene, scene.state(3).signed, "replayed")
 
 
 def test_lies_outlive_no_restart_of_a_peer(scene: Scene) -> None:
-    """What was pinned stays pinned: an agent that restarts while the lie is in its map on disk keeps the victim, and its key."""
+    """An agent that restarts while the lie is in its map on disk keeps the victim, and its key."""
     key = scene.victim.key()
     for lie, words in ((altered(scene.state(9)), "signature does not match"), (scene.state(3).signed, "replayed")):
         assert_refused(scene, lie, words)
-        until(lambda: (scene.a.state / "map").stat().st_mtime > scene.lies.stat().st_mtime, READY_S, "the map is on disk")
+        until(
+            lambda: (scene.a.state / "map").stat().st_mtime > scene.lies.stat().st_mtime, READY_S, "the map is on disk"
+        )
         scene.a.stop()
         scene.a.up()
         until(lambda: scene.a.proves("b", "victim", younger_than_s=2.0), READY_S, f"a is back: {scene.a.tail()}")
-        until(lambda words=words: words in evidence(scene.a), READY_S, f"and still refuses: {evidence(scene.a)}")  # type: ignore[misc]
+        until(lambda words=words: words in evidence(scene.a), READY_S, f"and still refuses: {evidence(scene.a)}")
         assert key in scene.a.peers()

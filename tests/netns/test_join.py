@@ -1,4 +1,4 @@
-"""Joining a mesh by every way a token can come, cut off at any moment, and leaving it again without a trace (NET-1, ACC-3, OPS-4).
+"""Joining by every way a token can come, cut off at any moment, and leaving without a trace (NET-1, ACC-3, OPS-4).
 
 Two nodes and their real agents; the tunnel counts as verified when authenticated echoes went both ways.
 """
@@ -38,13 +38,17 @@ def pair(lab: Lab) -> tuple[Node, Node]:
 
 def test_two_nodes_join_and_all_is_well(lab: Lab, pair: tuple[Node, Node]) -> None:
     for node, other in (pair, pair[::-1]):
-        until(lambda node=node: node.meshctl("status").returncode == 0, READY_S, "status says all is well")  # type: ignore[misc]
-        until(lambda node=node: "nothing to do" in node.meshctl("plan").stdout, READY_S, "plan has nothing to do")  # type: ignore[misc]
+        until(lambda node=node: node.meshctl("status").returncode == 0, READY_S, "status says all is well")
+        until(lambda node=node: "nothing to do" in node.meshctl("plan").stdout, READY_S, "plan has nothing to do")
         pinged = node.meshctl("ping", other.name, "-c", "2")
         assert pinged.returncode == 0, pinged.stdout + pinged.stderr
         assert "2 of 2 echoes proven" in pinged.stdout
         assert node.run("ping", "-c", "1", "-W", "3", other.mesh_address()).returncode == 0
-    until(lambda: all(state.digest_ok for state in lab.coordinator.nodes().values()), READY_S, "both kernels hold what the registry says")
+    until(
+        lambda: all(state.digest_ok for state in lab.coordinator.nodes().values()),
+        READY_S,
+        "both kernels hold what the registry says",
+    )
 
 
 def test_second_join_on_a_member_is_refused(lab: Lab, pair: tuple[Node, Node]) -> None:
@@ -108,7 +112,7 @@ def test_join_cut_off_once_the_keys_are_on_disk_resumes_with_them(lab: Lab, numb
 
 
 class Swallower:
-    """A relay to the coordinator that lets a join through and swallows its answer, which is the only long one: two certificates."""
+    """A relay to the coordinator that lets a join through and swallows its answer, the only long one."""
 
     ANSWER_BYTES = 800
 
@@ -142,7 +146,7 @@ class Swallower:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
 async def test_join_cut_off_after_the_request_was_sent_resumes_without_spending_again(lab: Lab, number: int) -> None:
-    """The registry has the node, the node does not know yet: the single-use token is spent, and the same keys come in all the same."""
+    """The registry has the node, the node does not know: its token is spent, and the same keys come in all the same."""
     node, token = lab.machine(f"sent-{number}"), lab.coordinator.token()
     swallower = await lab.hub.run(Swallower().__aenter__())
     detour = replace(JoinToken.parse(token), coordinators=(f"{HUB}:{swallower.port}",)).text()
@@ -178,7 +182,9 @@ def test_ephemeral_token_makes_ephemeral_nodes(lab: Lab) -> None:
 def test_expired_and_revoked_tokens_are_refused_in_words(lab: Lab) -> None:
     short = lab.coordinator.token(life_s=0.2)
     expired = lab.machine("late").join(short)
-    assert (expired.returncode, "expired" in expired.stderr, "token create" in expired.stderr) == (7, True, True), expired.stderr
+    assert (expired.returncode, "expired" in expired.stderr, "token create" in expired.stderr) == (7, True, True), (
+        expired.stderr
+    )
     token = lab.coordinator.token()
     listed = lab.coordinator.command("token", "list").stdout.splitlines()[1].split()[0]
     assert lab.coordinator.command("token", "revoke", listed).returncode == 0
@@ -190,10 +196,14 @@ def leftovers(node: Node) -> dict[str, str]:
     """What a member has on its machine and a stranger has not."""
     shown = {
         "links": node.run("ip", "-o", "link", "show", node.interface).stdout,
-        "routes": "".join(node.run("ip", family, "route", "show", "type", "unreachable").stdout for family in ("-4", "-6")),
+        "routes": "".join(
+            node.run("ip", family, "route", "show", "type", "unreachable").stdout for family in ("-4", "-6")
+        ),
         "mesh routes": "".join(line for line in node.run("ip", "route").stdout.splitlines(True) if "10.77." in line),
         "rules": node.run("nft", "list", "tables").stdout,
-        "secrets": " ".join(p.name for p in node.state.iterdir() if p.name != "events.jsonl") if node.state.exists() else "",
+        "secrets": " ".join(p.name for p in node.state.iterdir() if p.name != "events.jsonl")
+        if node.state.exists()
+        else "",
         "daemon": str(Path(f"/var/run/wireguard/{node.interface}.sock").exists() or ""),
     }
     return {what: found for what, found in shown.items() if found}

@@ -1,4 +1,4 @@
-"""Somebody else configures the mesh interface: repaired within two seconds, attributed, and nobody else's session is touched.
+"""Somebody else configures the interface: repaired within two seconds, attributed, nobody else's session is touched.
 
 WireGuard announces no change of its own, so the repair of peers is found by looking, that of links, routes and rules is
 announced by the kernel. Meets NET-3.
@@ -50,7 +50,10 @@ def held(node: Node) -> tuple[object, ...]:
     }
     rules = re.sub(r"packets \d+ bytes \d+", "", node.run("nft", "list", "ruleset").stdout)
     peers = {peer.key: peer.allowed for peer in node.peers().values()}
-    wire = node.run("wg", "show", node.interface, "private-key").stdout, node.run("wg", "show", node.interface, "listen-port").stdout
+    wire = (
+        node.run("wg", "show", node.interface, "private-key").stdout,
+        node.run("wg", "show", node.interface, "listen-port").stdout,
+    )
     psks = node.run("wg", "show", node.interface, "preshared-keys").stdout
     return addresses, up, routes, rules, peers, wire, psks
 
@@ -60,7 +63,12 @@ Meddle = Callable[[Scene], tuple[str, ...]]
 
 def wg(*words: str) -> Meddle:
     """`wg set INTERFACE WORDS`, where {b} and {c} are keys and addresses of peers."""
-    return lambda s: ("wg", "set", s.a.interface, *(w.format(b=s.b.key(), c=s.c.key(), c4=s.c.mesh_address()) for w in words))
+    return lambda s: (
+        "wg",
+        "set",
+        s.a.interface,
+        *(w.format(b=s.b.key(), c=s.c.key(), c4=s.c.mesh_address()) for w in words),
+    )
 
 
 def shell(script: str) -> Meddle:
@@ -74,10 +82,16 @@ WEATHER: dict[str, tuple[Meddle, bool]] = {
     "peer's key swapped": (wg("peer", "{b}", "remove", "peer", STRANGER, "allowed-ips", "10.77.0.2/32"), False),
     "allowed IPs widened": (wg("peer", "{b}", "allowed-ips", "10.77.0.0/16,0.0.0.0/1"), False),
     "allowed IPs stolen from another": (wg("peer", "{b}", "allowed-ips", "{c4}/32"), False),
-    "preshared key set": (lambda s: ("sh", "-c", f"wg genpsk | wg set {s.a.interface} peer {s.b.key()} preshared-key /dev/stdin"), False),
+    "preshared key set": (
+        lambda s: ("sh", "-c", f"wg genpsk | wg set {s.a.interface} peer {s.b.key()} preshared-key /dev/stdin"),
+        False,
+    ),
     "keepalive set": (wg("peer", "{b}", "persistent-keepalive", "7"), False),
     "listen port changed": (wg("listen-port", "40404"), False),
-    "private key swapped": (lambda s: ("sh", "-c", f"echo {PRIVATE} | wg set {s.a.interface} private-key /dev/stdin"), True),
+    "private key swapped": (
+        lambda s: ("sh", "-c", f"echo {PRIVATE} | wg set {s.a.interface} private-key /dev/stdin"),
+        True,
+    ),
     "address removed": (shell("ip address del {a4}/32 dev {i}"), False),
     "address added": (shell("ip address add 198.51.100.9/32 dev {i}"), False),
     "route removed": (shell("ip route del 10.77.0.0/16 dev {i}"), False),
@@ -90,7 +104,9 @@ WEATHER: dict[str, tuple[Meddle, bool]] = {
 
 
 @pytest.mark.parametrize("what", WEATHER)
-def test_foreign_change_is_repaired_and_attributed(scene: Scene, what: str, record_property: Callable[[str, object], None]) -> None:
+def test_foreign_change_is_repaired_and_attributed(
+    scene: Scene, what: str, record_property: Callable[[str, object], None]
+) -> None:
     a, (meddle, ends_sessions) = scene.a, WEATHER[what]
     until(lambda: a.proves("b", "c"), READY_S, "all is well before")
     right, c_key, told = held(a), scene.c.key(), len(foreign(a))

@@ -1,7 +1,7 @@
-"""Coordinator and etcd die, flap and forget while the mesh carries traffic: the data plane does not notice (NET-4, NET-2, OPS-2).
+"""Coordinator and etcd die, flap and forget: the data plane does not notice (NET-4, NET-2, OPS-2).
 
-Loss is compared with a control flow over the bare wire between the same two machines at the same time: what a loaded test
-machine loses there is not the mesh's.
+Loss is compared with a control flow over the bare wire between the same machines at the same time: what a loaded
+test machine loses there is not the mesh's.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def _bound(address: str, port: int = PORT) -> socket.socket:
 async def lost_during(lab: Lab, weather: Callable[[], object]) -> tuple[int, int, int]:
     """(lost in the mesh, lost on the bare wire, sent) between the first two machines."""
     a, b = lab.nodes[:2]
-    async with Flow(a.ns, a.address, b.ns, b.address) as wire, Flow(a.ns, a.mesh_address(), b.ns, b.mesh_address()) as mesh:
+    async with (
+        Flow(a.ns, a.address, b.ns, b.address) as wire,
+        Flow(a.ns, a.mesh_address(), b.ns, b.mesh_address()) as mesh,
+    ):
         await asyncio.to_thread(weather)
     return mesh.lost, wire.lost, mesh.sent
 
@@ -110,7 +113,9 @@ async def test_coordinator_is_killed_under_traffic(lab: Lab, record_property: Ca
         until(lambda: connected(a, b), 60, f"both come back: {a.tail()}")
 
     mesh, wire, sent = await lost_during(lab, weather)
-    record_property("figure", f"coordinator killed under traffic: {mesh} of {sent} lost in the mesh, {wire} on the bare wire")
+    record_property(
+        "figure", f"coordinator killed under traffic: {mesh} of {sent} lost, {wire} on the bare wire"
+    )
     assert sent > 100
     assert mesh <= wire
     await asyncio.to_thread(joins_and_reaches_all, lab, "after-kill")
@@ -125,14 +130,14 @@ async def test_etcd_is_killed_under_traffic(lab: Lab, record_property: Callable[
         until(lambda: "etcd 3." in lab.coordinator.command("status").stdout, READY_S, "etcd is healthy again")
 
     mesh, wire, sent = await lost_during(lab, weather)
-    record_property("figure", f"etcd killed under traffic: {mesh} of {sent} lost in the mesh, {wire} on the bare wire")
+    record_property("figure", f"etcd killed under traffic: {mesh} of {sent} lost, {wire} on the bare wire")
     assert mesh <= wire
     assert connected(*lab.nodes[:2])
     await asyncio.to_thread(joins_and_reaches_all, lab, "after-etcd")
 
 
 def test_stream_flaps_while_a_node_joins(lab: Lab) -> None:
-    """The coordinator is restarted five times in a row; the join is repeated until it goes through, as a person would."""
+    """The coordinator is restarted five times in a row; the join is repeated until it goes through."""
     node, token = lab.machine("flapped"), lab.coordinator.token()
     for _ in range(5):
         join = node.begin_join(token)
@@ -161,7 +166,11 @@ def test_etcd_is_compacted_and_defragmented(lab: Lab) -> None:
     joins_and_reaches_all(lab, "while-away")
     lagging.up()
     until(lambda: lagging.proves("while-away", "a"), READY_S, f"the node that was away follows: {lagging.tail()}")
-    until(lambda: all(s.digest_ok for s in coordinator.nodes().values() if s.connected), READY_S, "all kernels hold the map")
+    until(
+        lambda: all(s.digest_ok for s in coordinator.nodes().values() if s.connected),
+        READY_S,
+        "all kernels hold the map",
+    )
 
 
 def test_machine_reboots_while_the_coordinator_is_gone(lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""What a machine or a mesh may lack: addresses, a free name, a port, TUN, root. A sentence, a code, and nothing left (OPS-4).
+"""What a machine or mesh may lack: addresses, a free name, a port, TUN, root. A sentence, a code, nothing left (OPS-4).
 
 The codes are those of meshctl/errors.py: 5 this machine, 7 refused.
 """
@@ -61,7 +61,11 @@ def test_port_is_taken(lab: Lab) -> None:
     with node.ns.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as squatter:
         squatter.bind(("0.0.0.0", 51820))
         done = node.join(token)
-    assert (done.returncode, "UDP port 51820 is taken" in done.stderr, "--listen-port" in done.stderr) == (5, True, True)
+    assert (done.returncode, "UDP port 51820 is taken" in done.stderr, "--listen-port" in done.stderr) == (
+        5,
+        True,
+        True,
+    )
     assert uses_left(lab, token) == 1
     assert_untouched(node)
     assert not node.state.exists()
