@@ -20,7 +20,8 @@ class Peers:
         """Where our WireGuard sees a peer; None without a session."""
         node = self._book.roster.nodes.get(peer)
         session = self._reconciler().outcome.sessions.get(node.statement.wireguard) if node else None
-        return session.endpoint if session else None
+        # Before a handshake it is where we try, which may be nobody's: told to the peer, it would look like a NAT.
+        return session.endpoint if session and session.last_handshake else None
 
     def may_ping(self, peer: NodeId) -> bool:
         """Not before it is our turn to start the handshake (mesh/liveness.py)."""

@@ -1,8 +1,9 @@
-"""What does an idle agent cost? `python -m tests.bench.agent [PEERS]`: memory and CPU of one real agent with live peers.
+"""What does an idle agent cost? `python -m tests.bench.agent [PEERS]`: memory and CPU of one real agent with live
+peers.
 
-Every peer is a real agent with a real wireguard-go in a namespace of its own; the one measured is the first. CPU is what
-the kernel charged to the process (utime + stime) over a quiet minute. The baseline is a Python process with the same
-imports and an idle event loop.
+Every peer is a real agent with a real wireguard-go in a namespace of its own; the one measured is the first. CPU is
+what the kernel charged to the process (utime + stime) over a quiet minute. The baseline is a Python process with the
+same imports and an idle event loop.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def main() -> None:
         print(f"peers {count}: {resident:.1f} MB resident, {share:.2%} of a core")
     bare = subprocess.Popen([sys.executable, "-c", IDLE])
     time.sleep(3)
-    print(f"baseline, imports and an idle loop: {resident_mb(bare.pid):.1f} MB; ratio {resident / resident_mb(bare.pid):.2f}")
+    plain = resident_mb(bare.pid)
+    print(f"baseline, imports and an idle loop: {plain:.1f} MB; ratio {resident / plain:.2f}")
     bare.kill()
     bare.wait()
 

@@ -1,7 +1,7 @@
 """How long from pressing return on `meshctl join` to the first verified tunnel? `python -m tests.bench.join [JOINS]`
 
-Real tokens, TLS, etcd and wireguard-go, a new namespace and a new process each time, into a mesh of three. The baseline in
-the same run is a Python process that imports what the agent needs (grpc, cryptography) and ends.
+Real tokens, TLS, etcd and wireguard-go, a new namespace and a new process each time, into a mesh of three. The
+baseline in the same run is a Python process that imports what the agent needs (grpc, cryptography) and ends.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ def says_so(node: Node, word: str) -> None:
 
 
 def test_clock_falls_three_days_behind() -> None:
-    """By a node's own reckoning its certificate is young, but the front lets it in no more: it renews and follows. So do
-    machines that join now.
+    """By a node's own reckoning its certificate is young, but the front lets it in no more: it renews and follows. So
+    do machines that join now.
     """
     with Lab() as lab:
         a, b = lab.members("a", "b")

@@ -83,6 +83,8 @@ def test_node_behind_nat_is_reached_and_keeps_the_way_open(lab: Lab, a: Node, na
     until(lambda: node.proves("a") and a.proves("hidden"), READY_S, f"both ways: {node.tail()}")
     until(lambda: node.peers()[a.key()].keepalive == "25", READY_S, f"it keeps the way open: {node.peers()}")
     assert a.peers()[node.key()].keepalive == "off", "the other side has no need to"
+    told = {str(candidate.endpoint) for candidate in lab.coordinator.nodes()["b"].node.candidates}
+    assert told == {f"{lab.nodes[1].address}:51820"}, "nobody takes what was tried for where it was seen"
     address, port = a.peers()[node.key()].endpoint.split(":")
     assert (address, 61000 <= int(port) <= 61999) == (OUTSIDE, True)
     assert a.run("ping", "-c", "1", "-W", "3", node.mesh_address()).returncode == 0, "reached from outside"
