@@ -18,6 +18,7 @@ packages=(python3-venv etcd-server etcd-client wireguard-go wireguard-tools nfta
 extras=''
 if [ "${1:-}" = tests ]; then
   extras='[dev]'
+  packages+=(faketime)
   if [ "$(uname -m)" = x86_64 ]; then
     packages+=(qemu-system-x86 busybox-static kmod)
     # A kernel is installed only where none of those in /boot brings WireGuard.

@@ -133,8 +133,9 @@ def build() -> None:
         run("ip", "netns", "add", space)
         run("ip", "-n", space, "link", "set", "lo", "up")
     within(ROUTER, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-    for bridge, gateway in (("br-a", "198.51.100.1"), ("br-b", "203.0.113.1")):
-        run("ip", "-n", ROUTER, "link", "add", bridge, "type", "bridge")
+    for bridge, mac, gateway in (("br-a", "0a", "198.51.100.1"), ("br-b", "0b", "203.0.113.1")):
+        # With an address of its own: else a bridge takes the least of its ports', and neighbours know an old one.
+        run("ip", "-n", ROUTER, "link", "add", bridge, "address", f"02:00:00:00:00:{mac}", "type", "bridge")
         run("ip", "-n", ROUTER, "address", "add", f"{gateway}/24", "dev", bridge)
         run("ip", "-n", ROUTER, "link", "set", bridge, "up")
     for space, address in ((DESK, DESK_ADDRESS), *((node.space, node.address) for node in NODES)):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from meshctl.agent.candidates import Surroundings
 from meshctl.agent.device import Device
 from meshctl.errors import MeshError
-from meshctl.events import Events, StepApplied
+from meshctl.events import Events, StepApplied, StepFailed
 from meshctl.mesh import interface, limits, liveness, topology
 from meshctl.mesh.interface import Interface, Observation, Session
 from meshctl.mesh.keys import PublicKey
@@ -106,6 +106,9 @@ class Reconciler:
         try:
             self.outcome = await self._pass()
         except MeshError as error:
+            if error.what != before.error:
+                interface_name = self._desire(self._mtu).me.interface
+                self._events.emit(StepFailed(interface=interface_name, step="pass", why=error.what))
             self.outcome = Outcome(
                 time.monotonic(),
                 self.outcome.revision,

@@ -28,6 +28,7 @@ class Keeper:
     def __init__(self, store: Store, identity: Identity, on_renewed: Callable[[], None], events: Events) -> None:
         self.member: Member = Member.load(store)
         self._store, self._identity, self._on_renewed, self._events = store, identity, on_renewed, events
+        self._renewed_at: float | None = None  # monotonic
 
     @property
     def key_age_s(self) -> float:
@@ -41,7 +42,9 @@ class Keeper:
 
     @property
     def is_due(self) -> bool:
-        """Past half life, or issued by a clock far from ours: then too it is cheap to ask."""
+        """Past half life. Once we renewed, our own steady clock counts: the wall clock may be days off."""
+        if self._renewed_at is not None:
+            return time.monotonic() - self._renewed_at > limits.CERTIFICATE_LIFE_S / 2
         return not limits.CERTIFICATE_LIFE_S / 2 < self.left_s <= limits.CERTIFICATE_LIFE_S * 2
 
     def adopt(self, mesh: MeshInfo) -> None:
@@ -71,6 +74,7 @@ class Keeper:
         """Now. Raises MeshError."""
         late = self.left_s < 0
         self.member = await join.renew(self._store, self.member, self._identity)
+        self._renewed_at = time.monotonic()
         node = self.member.node.id
         expires = pki.expiry(self.member.certificate)
         self._events.emit(CertificateRenewed(actor=f"agent:{node}", node=node, expires=expires, late=late))

@@ -78,7 +78,8 @@ def _need_port(port: int) -> None:
             probe.bind(("", port))
         except OSError as error:
             raise EnvironmentFault(
-                f"UDP port {port} is taken by another program", "meshctl join --listen-port PORT"
+                f"UDP port {port} is taken, by another program or an interface left behind",
+                "meshctl join --listen-port PORT",
             ) from error
 
 
