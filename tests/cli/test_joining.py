@@ -194,7 +194,7 @@ def test_port_that_another_program_holds() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
         shown = run("join", token(), "--listen-port", str(other.getsockname()[1]))
-    fails(shown, 5, "is taken by another program", "--listen-port")
+    fails(shown, 5, "is taken, by another program", "--listen-port")
 
 
 def test_user_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

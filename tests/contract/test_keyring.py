@@ -311,26 +311,9 @@ async def test_files_and_snapshot_of_etcd_hold_nothing_in_clear(tmp_path: Path, 
     assert (NODES + node.id).encode() in dump
     assert any(form in dump for form in forms(b"canary-in-clear"))
     ring_keys = keyring._keys.values()
-    texts = (
-        name,
-        v4,
-        v6,
-        "203.0.113.217",
-        "tag-of-secrecy",
-        "production",
-        "gone-with-the-wind",
-        "stolen laptop",
-        "for-bob",
-    )
-    packed = (
-        IPv6Address(v6).packed,
-        node.statement[:40],
-        token_hash,
-        ca_key,
-        kek.key(None),
-        keyring._index,
-        *ring_keys,
-    )
+    said = ("203.0.113.217", "tag-of-secrecy", "production", "gone-with-the-wind", "stolen laptop", "for-bob")
+    texts = (name, v4, v6, *said)
+    packed = (IPv6Address(v6).packed, node.statement[:40], token_hash, ca_key, kek.key(None), keyring._index, *ring_keys)
     for secret in (*(text.encode() for text in texts), *packed):
         for form in forms(secret):
             assert form not in dump, secret

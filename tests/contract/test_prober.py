@@ -1,4 +1,4 @@
-"""Probers in bad weather (NET-7)."""
+"""Probers in bad weather: silence, loss, wrong clocks, vanishing addresses (NET-7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probers under attack (NET-7)."""
+"""Probers under attack: forged, replayed, reflected, swapped and flooded (NET-7)."""
 
 from __future__ import annotations
 
