@@ -160,7 +160,7 @@ async def test_full_etcd_says_how_to_empty_it(tmp_path: Path) -> None:
         async with connected(real) as registry:
 
             async def fill() -> None:
-                for n in range(20):
+                for n in range(200):  # etcd learns its size every 100 ms only
                     await registry.commit(Put(f"{ROOT}test/{n}", bytes(300_000), 0))
 
             with pytest.raises(EnvironmentFault, match="is full") as caught:

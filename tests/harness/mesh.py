@@ -102,6 +102,12 @@ class Machine:
                 self._process.kill()
                 self._process.wait()
 
+    def asking(self, *words: str, stdin: str = "") -> Any:
+        """What tests/harness/asking.py answers, run inside."""
+        done = self.run(sys.executable, "-m", "tests.harness.asking", *words, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        return msgspec.json.decode(done.stdout)
+
     def tail(self) -> str:
         """The last the program said."""
         return self.log.read_text(errors="replace")[-1500:] if self.log.exists() else "nothing"
