@@ -79,6 +79,7 @@ async def join(
         config.endpoint,
         config.device,
         time.time(),
+        config.health_listen,
     )
     store.save_membership(saved)
     return Member(member.mesh, member.node, member.certificate, saved), member.resumed

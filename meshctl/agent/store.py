@@ -32,6 +32,7 @@ class SavedMembership:
     endpoints: tuple[str, ...] = ()
     device: str = "auto"
     key_made_at: float = 0.0  # unix seconds
+    health_listen: str | None = None  # None: an earlier release joined
 
 
 @dataclass(frozen=True, slots=True)

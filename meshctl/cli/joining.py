@@ -129,6 +129,10 @@ def _wait_proven(config: AgentConfig, begun: float) -> None:
     )
 
 
+def _told_now_or_at_join(now: str, at_join: str | None) -> str:
+    return now if at_join is None or now != AgentConfig().health_listen else at_join
+
+
 def up(config: AgentConfig, begun: float | None = None) -> None:
     """The agent, until SIGTERM or Ctrl-C. The data plane stays when it stops."""
     _need_root()
@@ -140,6 +144,7 @@ def up(config: AgentConfig, begun: float | None = None) -> None:
         listen_port=saved.listen_port,
         endpoint=config.endpoint or saved.endpoints,
         device=saved.device,
+        health_listen=_told_now_or_at_join(config.health_listen, saved.health_listen),
     )
     from meshctl.agent import daemon
 
