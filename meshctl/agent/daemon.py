@@ -64,7 +64,7 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
         lambda mtu: desire(config, keeper, book, surroundings, identity, mtu),
         events,
         started=lambda keys: prober.kick(peers.behind(keys)),
-        moved=lambda: follower.dirty.set(),  # noqa: PLW0108 - made below
+        moved=lambda: examiner.soon.set(),  # noqa: PLW0108 - made below
     )
     follower = Follower(lambda: keeper.member, identity, book, report, on_map, keeper.renew, keeper.adopt, events)
     health = Health(prober)

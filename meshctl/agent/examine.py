@@ -1,4 +1,4 @@
-"""Turns what the other loops saw into Readings, once a second, and Findings into events (NET-7).
+"""Turns what the other loops saw into Readings, every other second, and Findings into events (NET-7).
 
 Collects only: the judges are in mesh/integrity.py.
 """
@@ -17,30 +17,36 @@ from meshctl.mesh import integrity, limits
 from meshctl.mesh.integrity import Reading
 from meshctl.mesh.interface import Session
 from meshctl.mesh.keys import PublicKey
-from meshctl.mesh.model import Node
+from meshctl.mesh.model import Address, Node
 
-EVERY_S = 1.0
-ROUTES_EVERY_S = 2.0
-ROUTES_AT_ONCE = 64  # route lookups of one look: the whole roster of a small mesh, a moving window of a large one
+EVERY_S = 2.0  # as often as peers are echoed; what the reconciler finds is looked at at once
+ROUTES_EVERY_S = 30.0  # a lookup costs 0.4 ms: asked at every turn it was most of an idle agent's work (measured)
+ROUTES_AT_ONCE = 64  # peers looked at in one turn
 
 
 class Examiner:
     """`run` it beside the other loops; `traffic` remembers what each session had sent when its handshake was new."""
 
     def __init__(self, sources: Sources, device: Device, events: Events, changed: Callable[[], None]) -> None:
-        """`changed` is told when a finding opens or closes, or the verdict moves."""
+        """`changed` is told when a finding opens or closes, the verdict moves, or after somebody set `soon`."""
+        self.soon = asyncio.Event()  # set by whoever knows that there is something new to look at
         self._from, self._device, self._events, self._changed = sources, device, events, changed
         self._sent: dict[PublicKey, tuple[float, int]] = {}
-        self._routes_at, self._window = float("-inf"), 0
+        self._routes_at, self._looked_at = float("-inf"), (-1, -1)
+        self._unlooked: list[Node] = []
+        self._leaks: dict[Address, str] = {}
 
     async def run(self) -> None:
         """For ever."""
         while True:
+            asked = self.soon.is_set()
+            self.soon.clear()
             await self.once()
+            if asked:
+                self._changed()
             try:
                 async with asyncio.timeout(EVERY_S):
-                    await self._from.reconciler.passed.wait()
-                    await asyncio.sleep(EVERY_S / 4)
+                    await self.soon.wait()
             except TimeoutError:
                 pass
 
@@ -104,19 +110,21 @@ class Examiner:
         return session.tx_bytes > count or not session.last_handshake
 
     async def _routes(self, peers: list[Node]) -> list[Reading]:
-        now = time.monotonic()
-        if now - self._routes_at < ROUTES_EVERY_S:
-            return []
-        self._routes_at = now
-        looked = [peers[(self._window + i) % len(peers)] for i in range(min(ROUTES_AT_ONCE, len(peers)))]
-        self._window = (self._window + len(looked)) % max(len(peers), 1)
-        names = {address: node.name for node in looked for address in (node.address4, node.address6)}
+        """Where would the kernel send to each peer? Asked anew when it announced a change, when the peers changed, and
+        now and then; in between, what was found still holds. A large roster is looked at in portions.
+        """
+        now, state = time.monotonic(), (self._from.reconciler.announced, self._from.book.roster.revision)
+        if state != self._looked_at or now - self._routes_at >= ROUTES_EVERY_S:
+            self._looked_at, self._routes_at, self._unlooked = state, now, list(peers)
+            there = {address for node in peers for address in (node.address4, node.address6)}
+            self._leaks = {address: name for address, name in self._leaks.items() if address in there}
+        portion, self._unlooked = self._unlooked[:ROUTES_AT_ONCE], self._unlooked[ROUTES_AT_ONCE:]
+        names = {address: node.name for node in portion for address in (node.address4, node.address6)}
         try:
-            leaks = await self._device.route_leaks(names)
-            observed = (await self._device.observe()).interface
+            leaks = await self._device.route_leaks(names) if names else ()
         except MeshError as error:
             return [Reading(integrity.ROUTE, "", integrity.Verdict.UNKNOWN, now, error.what)]
-        closed = observed is not None and sum(route.unreachable for route in observed.routes) >= 2
-        return [
-            integrity.routes([f"{names[a]} ({a}) would leave by another interface" for a in leaks], closed, now=now)
-        ]
+        self._leaks = {a: name for a, name in self._leaks.items() if a not in names} | {a: names[a] for a in leaks}
+        closed = not self._from.reconciler.outcome.error  # the fail-closed routes are part of the plan
+        words = [f"{name} ({address}) would leave by another interface" for address, name in self._leaks.items()]
+        return [integrity.routes(words, closed, now=now)]

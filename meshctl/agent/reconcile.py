@@ -39,6 +39,11 @@ class Outcome:
     alive: frozenset[PublicKey] = frozenset()
     sessions: Mapping[PublicKey, Session] = field(default_factory=dict)
 
+    @property
+    def news(self) -> tuple[object, ...]:
+        """What others want to hear of at once."""
+        return self.revision, self.digest, self.error, self.repaired_at, self.alive
+
 
 @dataclass(frozen=True, slots=True)
 class Desire:
@@ -61,12 +66,13 @@ class Reconciler:
         events: Events,
         *,
         started: Callable[[frozenset[PublicKey]], None],
-        moved: Callable[[], None],
+        moved: Callable[[], object],
     ) -> None:
         """`desire` is asked at every pass, with the MTU found; `started` hears which handshakes a pass has started,
         `moved` that the outcome has something new for others: another revision, digest or error."""
         self.outcome = Outcome()
         self.wake = asyncio.Event()
+        self.announced = 0  # changes of links, addresses, routes and rules that the kernel told of
         self.passed = asyncio.Event()
         self._surroundings = surroundings
         self._device, self._desire, self._events, self._started, self._moved = device, desire, events, started, moved
@@ -97,6 +103,7 @@ class Reconciler:
     async def _listen(self) -> None:
         while True:
             await self._device.changed()
+            self.announced += 1
             self._underlay_at = float("-inf")
             self.wake.set()
 
@@ -118,7 +125,7 @@ class Reconciler:
                 sessions=self.outcome.sessions,
             )
         after = self.outcome
-        if (before.revision, before.digest, before.error) != (after.revision, after.digest, after.error):
+        if before.news != after.news:
             self._moved()
         self.passed.set()
         self.passed.clear()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # linux/netlink.h, linux/rtnetlink.h, linux/netfilter/nfnetlink.h
 _NETLINK_NETFILTER: Final = 12
 _GROUPS: Final = {
-    "route": (socket.NETLINK_ROUTE, 0x1 | 0x10 | 0x40 | 0x100 | 0x400),  # links, v4 and v6 addresses, v4 and v6 routes
+    "route": (socket.NETLINK_ROUTE, 0x1 | 0x550 | 0x40080),  # links; addresses and routes of v4, v6; rules of v4, v6
     "nft": (_NETLINK_NETFILTER, 1 << 6),  # NFNLGRP_NFTABLES is group 7
 }
 _MAIN_TABLE: Final = 254
