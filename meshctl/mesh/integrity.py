@@ -96,7 +96,7 @@ CATALOGUE: Final[Mapping[str, Check]] = {
               "somebody answers at this address without the node's keys: revoke the node until you know why"),
         Check(KEY, "key-age", _W, Scope.NODE, "keys and certificates are young",
               "age of the WireGuard key, life left of the certificate", (), 600.0,
-              "meshctl rotate; a certificate renews by itself while a coordinator is reachable"),
+              "a certificate renews by itself while a coordinator is reachable; a key: meshctl leave, then join anew"),
         Check(CLOCK, "clock-skew", _W, Scope.NODE, "clocks agree",
               "heartbeat of the coordinator and median of the peers' echoes", (), 30.0,
               "start a time daemon: chrony or systemd-timesyncd"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +65,15 @@ def test_catalogue_is_whole_and_its_dependencies_exist_without_a_circle() -> Non
         assert check.remedy
         assert check.anchor == f"README.md#{code.lower()}"
         assert check.grace_s >= 0
+
+
+def test_readme_tells_the_catalogue_as_it_is() -> None:
+    lines = Path(__file__).parents[2].joinpath("README.md").read_text().splitlines()
+    told = {line for line in lines if line.startswith('| <a id="mesh-')}
+    assert told == {
+        f'| <a id="{code.lower()}"></a>{code} {c.title} | {c.severity} | {c.claim} | {c.evidence} | {c.remedy} |'
+        for code, c in CATALOGUE.items()
+    }
 
 
 # ---- judges ----------------------------------------------------------------------------------------------------------
