@@ -34,4 +34,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark, missing in (("root", _missing_for_root), ("vm", _missing_for_vm)):
             if item.get_closest_marker(mark) and (why := missing()):
-                item.add_marker(pytest.mark.skip(reason=why))
+                item.add_marker(pytest.mark.skip(reason=f"absent: {why}"))

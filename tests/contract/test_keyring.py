@@ -248,7 +248,7 @@ def test_key_file_missing_open_to_others_or_broken(tmp_path: Path) -> None:
         assert "is not a key file" in fails(kek)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="absent: root, to give a file away")
 def test_key_file_of_somebody_else(tmp_path: Path) -> None:
     kek = FileKek(tmp_path / "kek")
     kek.create()

@@ -158,7 +158,7 @@ async def test_gone_peer_is_forgotten(mesh: Mesh) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes a network namespace")
+@pytest.mark.skipif(os.geteuid() != 0, reason="absent: root, to make a network namespace")
 async def test_waits_for_its_addresses_and_binds_again_when_they_vanish() -> None:
     with Namespace() as ns:
         members = Mesh(2).members

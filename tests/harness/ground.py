@@ -185,6 +185,6 @@ def kernel_has_wireguard() -> bool:
 def real_ground(kind: str) -> Iterator[RealGround]:
     """Entered, and cleaned up afterwards; skips where the kernel has no WireGuard."""
     if kind == "kernel" and not kernel_has_wireguard():
-        pytest.skip("this kernel has no WireGuard; tests/vm runs this suite on one that has")
+        pytest.skip("absent: WireGuard in this kernel; tests/vm runs this suite on one that has")
     with Namespace() as near, Namespace() as far, near.entered():
         yield RealGround(kind, near, far)
