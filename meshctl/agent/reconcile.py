@@ -82,8 +82,9 @@ class Reconciler:
         self._digest = b""
         self._mtu = 0
         self._underlay_at = float("-inf")
-        self._peers: tuple[object, dict[PublicKey, tuple[bool, tuple[Endpoint, ...]]]] = (None, {})
-        self._wanted: tuple[object, Interface | None] = (None, None)
+        self._key: tuple[object, ...] = ()  # what `_wanted` and `_peers` were made from
+        self._wanted: Interface | None = None
+        self._peers: dict[PublicKey, tuple[bool, tuple[Endpoint, ...]]] = {}
 
     async def run(self) -> None:
         """For ever: a pass when woken, when the kernel announces a change, and every TICK_S."""
@@ -116,16 +117,8 @@ class Reconciler:
             if error.what != before.error:
                 interface_name = self._desire(self._mtu).me.interface
                 self._events.emit(StepFailed(interface=interface_name, step="pass", why=error.what))
-            self.outcome = Outcome(
-                time.monotonic(),
-                self.outcome.revision,
-                self.outcome.digest,
-                error=error.what,
-                alive=self.outcome.alive,
-                sessions=self.outcome.sessions,
-            )
-        after = self.outcome
-        if before.news != after.news:
+            self.outcome = replace(before, at=time.monotonic(), steps=(), error=error.what)
+        if before.news != self.outcome.news:
             self._moved()
         self.passed.set()
         self.passed.clear()
@@ -139,7 +132,8 @@ class Reconciler:
     async def plan(self) -> tuple[Step, ...]:
         """What a pass would do now. Changes nothing."""
         await self._underlay()
-        want, observed, alive, due = self._picture(await self._device.observe())
+        observed = await self._device.observe()
+        want, _, alive, due = self._picture(observed)
         return diff(observed.interface, want, alive=alive, due=due)
 
     async def _underlay(self) -> None:
@@ -149,33 +143,28 @@ class Reconciler:
             self._mtu = max(await self._device.underlay_mtu() - limits.WIREGUARD_OVERHEAD_BYTES, limits.MIN_MTU_BYTES)
             self._surroundings.addresses = await self._device.local_networks()
 
-    def _picture(
-        self, observed: Observation
-    ) -> tuple[Interface, Observation, frozenset[PublicKey], dict[PublicKey, Endpoint]]:
+    def _picture(self, observed: Observation) -> tuple[Interface, int, frozenset[PublicKey], dict[PublicKey, Endpoint]]:
+        """(what is wanted, the revision that says so, peers alive, handshakes due) at this moment."""
         wall = time.time()
         alive = frozenset(key for key, s in observed.sessions.items() if liveness.is_alive(s, now=wall))
         desire = self._desire(self._mtu)
         key = desire.roster, desire.me, desire.node, self._surroundings.addresses
-        if self._wanted[0] is None or any(a is not b and a != b for a, b in zip(self._wanted[0], key, strict=True)):  # type: ignore[call-overload]
+        if self._wanted is None or any(a is not b and a != b for a, b in zip(self._key, key, strict=True)):
             networks = [net for _, net in self._surroundings.addresses]
-            self._wanted = key, topology.desired(desire.mesh, desire.roster, desire.me, desire.node)
-            self._peers = (
-                key,
-                {
-                    node.statement.wireguard: (
-                        liveness.leads(desire.node, node),
-                        liveness.order(node.candidates, networks),
-                    )
-                    for node in desire.roster.nodes.values()
-                    if node.id != desire.me.id
-                },
-            )
-        want = self._wanted[1]
-        assert want is not None
+            self._key, self._wanted = key, topology.desired(desire.mesh, desire.roster, desire.me, desire.node)
+            self._peers = {
+                node.statement.wireguard: (
+                    liveness.leads(desire.node, node),
+                    liveness.order(node.candidates, networks),
+                )
+                for node in desire.roster.nodes.values()
+                if node.id != desire.me.id
+            }
+        want = self._wanted
         if desire.roster.revision == 0 and observed.interface:  # law: no data is not a deletion
             want = replace(want, peers=observed.interface.peers)
-        self._attempts, due = liveness.step(self._attempts, self._peers[1], alive, now=time.monotonic())
-        return want, observed, alive, due
+        self._attempts, due = liveness.step(self._attempts, self._peers, alive, now=time.monotonic())
+        return want, desire.roster.revision, alive, due
 
     def _stolen(self, want: Interface, have: Interface) -> dict[PublicKey, Endpoint]:
         """Peers somebody took away, and where each was. Its other end believes the session alive: only we can start."""
@@ -185,7 +174,8 @@ class Reconciler:
 
     async def _pass(self) -> Outcome:
         await self._underlay()
-        want, observed, alive, due = self._picture(await self._device.observe())
+        observed = await self._device.observe()
+        want, revision, alive, due = self._picture(observed)
         if self._settled is want and observed.interface:
             due |= self._stolen(want, observed.interface)
         # Equal looks are identical objects (see Device): what fitted then fits now, and has the digest it had.
@@ -208,7 +198,7 @@ class Reconciler:
             self._digest = interface.digest(observed.interface.peers.values() if observed.interface else ())
         return Outcome(
             at=now,
-            revision=self._desire(self._mtu).roster.revision if not left else self.outcome.revision,
+            revision=self.outcome.revision if left else revision,  # a map that came meanwhile is not applied yet
             digest=self._digest,
             steps=steps,
             repaired=foreign or self.outcome.repaired,

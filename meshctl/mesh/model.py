@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final, NewType, assert_never
 
@@ -150,11 +149,6 @@ class Roster:
                 case _ as never:
                     assert_never(never)
         return replace(self, revision=revision, nodes=nodes)
-
-    @cached_property
-    def by_name(self) -> Mapping[str, Node]:
-        """Names are unique in a mesh."""
-        return {node.name: node for node in self.nodes.values()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 
 from meshctl.mesh.interface import Interface, Peer, Route, network
-from meshctl.mesh.keys import PresharedKey, PrivateKey, PublicKey
+from meshctl.mesh.keys import PresharedKey, PrivateKey
 from meshctl.mesh.model import MeshInfo, Node, NodeId, Roster
 
 FAIL_CLOSED_METRIC = 4_278_198_272  # above any route a person or DHCP client would set; below the kernel's maximum
@@ -57,8 +57,3 @@ def peer(node: Node, keepalive_s: int = 0, psk: PresharedKey | None = None) -> P
     """The WireGuard peer that stands for `node`. Its endpoint is left to liveness."""
     allowed = (network(f"{node.address4}/32"), network(f"{node.address6}/128"))
     return Peer(node.statement.wireguard, allowed, None, keepalive_s, psk)
-
-
-def peers_by_key(roster: Roster) -> dict[PublicKey, Node]:
-    """Who stands behind a WireGuard key."""
-    return {node.statement.wireguard: node for node in roster.nodes.values()}

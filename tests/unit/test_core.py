@@ -201,7 +201,7 @@ def test_roster_changes_by_put_and_gone_alone() -> None:
     old = Roster("i", 1, {}).apply([Put(node(0)), Put(node(1))], 5)
     new = old.apply([Gone(IDS[0].id), Gone(NodeId("stranger")), Put(node(1, name="renamed"))], 6)
     assert (set(old.nodes), set(new.nodes), new.revision) == ({IDS[0].id, IDS[1].id}, {IDS[1].id}, 6)
-    assert set(new.by_name) == {"renamed"}
+    assert {node.name for node in new.nodes.values()} == {"renamed"}
 
 
 # ---- liveness --------------------------------------------------------------------------------------------------------
