@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from meshctl import terminal
 from meshctl.errors import EnvironmentFault, UsageError
 
-DEFAULT_DIRECTORY = Path("/var/lib/mesh-coordinator")
 KEKS = ("file", "passphrase")
 DEFAULT_PORT = 7443  # below 32768: above it the kernel hands out ports to anybody's outgoing connections
 
@@ -33,6 +34,13 @@ class CoordinatorConfig:
     """Key file, or the file that holds the passphrase; relative to the data directory."""
     health_listen: str = "127.0.0.1:9587"
     """HOST:PORT of /healthz, /readyz and /metrics; empty turns them off."""
+    rotate_after: str = "30d"
+    """Age at which a WireGuard key is rotated without being told to, e.g. 12h, 30d; empty: never."""
+
+    @property
+    def rotate_after_s(self) -> float:
+        """In seconds; 0: never. Raises UsageError."""
+        return terminal.seconds(self.rotate_after) if self.rotate_after else 0.0
 
     def text(self) -> str:
         """As TOML. Strings and lists of strings are written alike in JSON and TOML."""
@@ -63,6 +71,8 @@ def load(directory: Path) -> CoordinatorConfig:
                 f"{path}: {key} is {'a list of texts' if wanted is tuple else 'a text'}", "correct the file"
             )
     config = CoordinatorConfig(**values)
+    if config.rotate_after and not re.fullmatch(r"\d+[smhd]", config.rotate_after):
+        raise UsageError(f"{path}: rotate_after is {config.rotate_after!r}", "write 12h or 30d, or nothing for never")
     if config.kek not in KEKS:
         raise UsageError(f"{path}: unknown kek {config.kek!r}", f"known are {' and '.join(KEKS)}")
     return config

@@ -15,10 +15,11 @@ from ipaddress import IPv4Address
 
 from coordinator import records
 from coordinator.records import NodeRecord, Tombstone
-from coordinator.registry import GONE, NODES, ROOT, Changes, Compacted, Deleted, Record, Registry
+from coordinator.registry import GONE, NODES, PLAN, ROOT, TURN, Changes, Compacted, Deleted, Record, Registry
 from meshctl.mesh import interface, topology
 from meshctl.mesh.journal import Journal
 from meshctl.mesh.model import Node, NodeId
+from meshctl.mesh.rotation import Plan, Turn
 from meshctl.wire import codec, session
 
 DIGESTS_KEPT = 256  # a node that reports a revision older than that many changes is lagging anyway
@@ -51,6 +52,9 @@ class Feed:
         self.members: dict[NodeId, Member] = {}
         self.gone: dict[NodeId, Tombstone] = {}
         self.by_name: dict[str, NodeId] = {}
+        self.plan: Plan | None = None
+        self.turn: Turn | None = None
+        self.on_turn: list[Callable[[Turn | None, Turn], object]] = []  # told of the turn before and the one now
         self.loaded = False
         self.following = False  # whether the registry answers: what we serve may be old otherwise
         self.seen = 0  # last registry revision this feed has heard of, whether it touched the map or not
@@ -109,6 +113,12 @@ class Feed:
             stone = records.decode(record.value, Tombstone)
             self.gone[stone.id] = stone
             self._remove(stone.id, record.revision)
+        elif record.path == PLAN:
+            self.plan = records.decode(record.value, Plan)
+        elif record.path == TURN:
+            before, self.turn = self.turn, records.decode(record.value, Turn)
+            for act in self.on_turn:
+                act(before, self.turn)
 
     def _deleted(self, path: str, revision: int) -> None:
         if path.startswith(NODES):

@@ -60,10 +60,11 @@ class Members:
             member = self.find(name)
             node = member.node
             name_path = NAMES + self._registry.index_key("name", node.name)
-            key_path = NAMES + self._registry.index_key("wireguard", str(node.statement.wireguard))
-            at, gone_at, *own = await self._registry.read(NODES + node.id, GONE + node.id, name_path, key_path)
-            if at is None:
-                await self._feed.load()
+            index = self._registry.index_key
+            key_paths = [NAMES + index("wireguard", key) for key in sorted(member.record.wireguard_keys)]
+            at, gone_at, *own = await self._registry.read(NODES + node.id, GONE + node.id, name_path, *key_paths)
+            if at is None or records.decode(at.value, NodeRecord).wireguard_keys != member.record.wireguard_keys:
+                await self._feed.load()  # gone, or its key was rotated: our watch has not told us yet
                 continue
             stone = Tombstone(node.id, node.name, node.address4, why, self._clock(), reason)
             ops: list[Op] = [  # the tombstone first: whoever hears that the node is gone can say why

@@ -41,6 +41,11 @@ class PresenceTable:
         """Nodes with a live stream."""
         return ((node, p) for node, p in self._nodes.items() if p.connected)
 
+    def is_connected(self, node: NodeId) -> bool:
+        """Whether the node has a live stream here."""
+        held = self._nodes.get(node)
+        return held is not None and held.connected
+
     def opened(self, node: NodeId, address: str, *, now: float) -> None:
         """A stream began. A node that moves may overlap with itself for a moment."""
         held = self._nodes.setdefault(node, Presence(now))

@@ -66,6 +66,19 @@ class NodeRecord:
     ephemeral: bool = False
     token: str = ""
     state: NodeState = NodeState.ACTIVE
+    next: bytes = b""  # the statement of a rotation that is being prepared
+    previous: bytes = b""  # the one before `statement`: a node may return to its key
+    key_made_at: float = 0.0  # unix seconds at which `statement` came into force; 0: at `created_at`
+
+    @property
+    def wireguard_keys(self) -> set[str]:
+        """Base64 of the keys that are this node's and nobody else's: in force, next, and the one it may return to."""
+        return {str(Statement(one).wireguard) for one in (self.statement, self.next, self.previous) if one}
+
+    @property
+    def rotated_at(self) -> float:
+        """When its WireGuard key came into force, unix seconds."""
+        return self.key_made_at or self.created_at
 
     def node(self, joined: int) -> Node:
         """The member as its peers see it; `joined` is the revision that made its record. Raises ProtocolError."""
@@ -78,6 +91,7 @@ class NodeRecord:
             joined=joined,
             tags=self.tags,
             candidates=tuple(self.candidates),
+            next=Statement(self.next) if self.next else None,
         )
 
 

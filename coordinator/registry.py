@@ -10,6 +10,7 @@ Layout, all of it under ROOT; ids are opaque, names and addresses appear only as
     policy            who may reach whom                             secret/<name>   CA key, nonce key
     node/<id>         a member                                       token/<id>      a join token
     gone/<id>         its tombstone                                  address/<hmac>, name/<hmac>   taken by which node
+    rotation/plan     what the last rotation is to do                rotation/turn    how far it is
 
 Meets ENC-1 (what is readable in etcd is listed here), OPS-2 (every decision is one transaction with compares).
 """
@@ -32,6 +33,8 @@ GONE: Final = ROOT + "gone/"
 TOKENS: Final = ROOT + "token/"
 NAMES: Final = ROOT + "name/"
 ADDRESSES: Final = ROOT + "address/"
+PLAN: Final = ROOT + "rotation/plan"
+TURN: Final = ROOT + "rotation/turn"
 
 COMMIT_OPS: Final = 128  # etcd's default --max-txn-ops
 COMMIT_BYTES: Final = 1024 * 1024  # etcd refuses requests over 1.5 MiB; the rest is room for paths and framing

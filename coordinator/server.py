@@ -28,6 +28,7 @@ from coordinator.keyring import FileKek, Kek, Keyring, PassphraseKek, SealedRegi
 from coordinator.members import Members
 from coordinator.presence import PresenceTable
 from coordinator.records import Why
+from coordinator.rotations import Rotations
 from coordinator.service import calls
 from coordinator.service.enrolment import EnrolmentService
 from coordinator.service.operators import OperatorService
@@ -112,10 +113,13 @@ async def serve(
         await feed.load()
         members = Members(authority.mesh, sealed, feed, events, time.time)
         asymmetry = Asymmetry(feed, presence)
+        rotations = Rotations(authority.mesh, sealed, feed, events, time.time, presence.is_connected)
         gone.append(asymmetry.forget)
         sockets = run_directory(directory)
 
-        checks = await _services(stack, sockets, authority, sealed, feed, presence, members, asymmetry, events)
+        checks = await _services(
+            stack, sockets, authority, sealed, feed, presence, members, asymmetry, rotations, events
+        )
         front = _front(authority, feed, sockets)
         gone.append(lambda node: _cut(front, feed, authority.mesh.id, node))
         await front.start([split(address) for address in config.listen])
@@ -126,7 +130,8 @@ async def serve(
         if authority.mesh.policy == "allow-all":
             events.emit(PolicyAllowAll())
         say(f"serving mesh {authority.mesh.name} on {', '.join(config.listen)}")
-        loops = [feed.run(), upkeep.run(members, feed, presence), upkeep.ask_registry(feed, sealed)]
+        upkeeping = upkeep.run(members, feed, presence, rotations, config.rotate_after_s)
+        loops = [feed.run(), upkeeping, upkeep.ask_registry(feed, sealed), rotations.run()]
         await _until_stopped([*loops, child.watchdog()] if child else loops)
         await events.commit(CoordinatorStopped(why="asked to"))
 
@@ -140,6 +145,7 @@ async def _services(
     presence: PresenceTable,
     members: Members,
     asymmetry: Asymmetry,
+    rotations: Rotations,
     events: Events,
 ) -> Any:
     """Both gRPC servers, listening on their sockets -> the grpc.health.v1 servicer, to be told when we serve."""
@@ -147,11 +153,13 @@ async def _services(
     enrolment = Enrolment(authority, sealed, feed, events, time.time)
     backend = await _server(sockets / "backend.sock", stack, grpc_server_options())
     rpc.add_EnrolmentServicer_to_server(EnrolmentService(enrolment), backend)
-    backend.add_generic_rpc_handlers((MeshService(mesh, feed, presence, members, events, asymmetry).handlers(),))
+    meshes = MeshService(mesh, feed, presence, members, events, asymmetry, rotations)
+    backend.add_generic_rpc_handlers((meshes.handlers(),))
     checks: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, backend)
     operators = await _server(sockets / "operator.sock", stack, [])
-    rpc.add_OperatorServicer_to_server(OperatorService(mesh, feed, presence, members, sealed, asymmetry), operators)
+    desk = OperatorService(mesh, feed, presence, members, sealed, asymmetry, rotations)
+    rpc.add_OperatorServicer_to_server(desk, operators)
     await backend.start()
     await operators.start()
     return checks

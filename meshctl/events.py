@@ -168,6 +168,48 @@ class StatementRefused(Event):
     why: str
 
 
+@happening("rotation.opened")
+class RotationOpened(Event):
+    """The keys of so many nodes are to be rotated, one after the other."""
+
+    rotation: str
+    targets: int
+    force: bool
+    reason: str
+
+
+@happening("rotation.turn-ended")
+class TurnEnded(Event):
+    """One node's key was rotated and so many of its pairs are proven, or it was not and why."""
+
+    rotation: str
+    node: NodeId
+    why: str
+    pairs: int
+    proven: int
+    worst_gap_s: float
+
+
+@happening("rotation.closed")
+class RotationClosed(Event):
+    """No turn is left; `failed` were not rotated or are not proven on every pair."""
+
+    rotation: str
+    done: int
+    failed: tuple[NodeId, ...]
+    worst_gap_s: float
+
+
+@happening("key.switched")
+class KeySwitched(Event):
+    """This node has another WireGuard key in force, or (`returned`) the one before again."""
+
+    rotation: str
+    serial: int
+    wireguard: PublicKey
+    returned: bool = False
+
+
 # ---- access ----------------------------------------------------------------------------------------------------------
 
 

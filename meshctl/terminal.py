@@ -87,10 +87,18 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
         """See click."""
         if isinstance(value, int | float):
             return float(value)
-        match = re.fullmatch(r"(\d+)([smhd])", value)
-        if not match:
-            self.fail(f"{value!r} is not a duration; write 30s, 15m, 12h or 7d", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
+        try:
+            return seconds(value)
+        except UsageError as error:
+            self.fail(error.what, param, ctx)
+
+
+def seconds(text: str) -> float:
+    """Of 30s, 15m, 12h, 7d. Raises UsageError."""
+    match = re.fullmatch(r"(\d+)([smhd])", text)
+    if not match:
+        raise UsageError(f"{text!r} is not a duration; write 30s, 15m, 12h or 7d")
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def age(seconds: float) -> str:

@@ -14,11 +14,15 @@ from coordinator.members import Members
 from coordinator.presence import PresenceTable
 from coordinator.records import Why
 from coordinator.registry import Registry
+from coordinator.rotations import Rotations
 from coordinator.service import calls
 from meshctl import __version__
+from meshctl.mesh import rotation
 from meshctl.mesh.model import MeshInfo, NodeId
-from meshctl.wire import operator
+from meshctl.mesh.rotation import Ended
+from meshctl.wire import operator, turns
 from meshctl.wire.operator import CoordinatorState, NodeState
+from meshctl.wire.turns import RotationState, TurnEnded
 from meshctl.wire.v1 import mesh_pb2_grpc as rpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -37,9 +41,10 @@ class OperatorService(rpc.OperatorServicer):  # type: ignore[misc]
         members: Members,
         registry: Registry,
         asymmetry: Asymmetry,
+        rotations: Rotations,
     ) -> None:
         self._mesh, self._feed, self._presence, self._members, self._registry = mesh, feed, presence, members, registry
-        self._asymmetry = asymmetry
+        self._asymmetry, self._rotations = asymmetry, rotations
         self._started = time.time()
 
     @calls.translated
@@ -110,10 +115,64 @@ class OperatorService(rpc.OperatorServicer):  # type: ignore[misc]
             )
         )
 
+    @calls.translated
+    async def Rotate(self, request: Any, context: Context) -> Any:
+        """New WireGuard keys for some nodes or all, one after the other."""
+        targets = self._rotations.targets(request.nodes, request.tags, everybody=request.all)
+        await self._rotations.open(targets, force=request.force, reason=request.reason or "by hand", actor=ACTOR)
+        return turns.state_message(self._rotation())
+
+    @calls.translated
+    async def Rotation(self, request: Any, context: Context) -> Any:
+        """The open rotation, or the last one."""
+        return turns.state_message(self._rotation())
+
+    @calls.translated
+    async def RotationCancel(self, request: Any, context: Context) -> Any:
+        """No further turns."""
+        await self._rotations.cancel(ACTOR)
+        return turns.state_message(self._rotation())
+
+    def _rotation(self) -> RotationState:
+        plan, turn = self._feed.plan, self._feed.turn
+        if plan is None or turn is None or plan.id != turn.rotation:
+            return RotationState()
+        return RotationState(
+            id=plan.id,
+            actor=plan.actor,
+            opened_at=plan.opened_at,
+            targets=len(plan.targets),
+            force=plan.force,
+            node=self._name(turn.node),
+            phase=turn.phase,
+            waiting=tuple(map(self._name, turn.waiting)),
+            pairs=turn.pairs,
+            proven=turn.proven,
+            done=turn.done,
+            left=rotation.left(plan, turn),
+            failed=tuple(map(self._ended, turn.failed)),
+            ended=tuple(map(self._ended, turn.ended)),
+            gap=turn.gap,
+            cancelled=turn.cancelled,
+            closed_at=turn.closed_at,
+            turns_ended=turn.turns_ended,
+            all_pairs=turn.all_pairs,
+            all_proven=turn.all_proven,
+        )
+
+    def _ended(self, how: Ended) -> TurnEnded:
+        waiting = tuple(map(self._name, how.waiting))
+        return TurnEnded(self._name(how.node), how.why, how.pairs, how.proven, waiting, how.out, how.into)
+
+    def _name(self, node: NodeId) -> str:
+        member = self._feed.members.get(node)
+        return member.node.name if member else node
+
     def _state(self, node: NodeId) -> NodeState:
         member, held = self._feed.members[node], self._presence.get(node)
+        made_at = member.record.rotated_at
         if held is None:
-            return NodeState(member.node, False, 0.0, 0, False, "unknown", member.record.ephemeral, (), "")
+            return NodeState(member.node, False, 0.0, 0, False, "unknown", member.record.ephemeral, (), "", made_at)
         expected = self._feed.expected_digest(node, held.applied)
         verdict = held.verdict if held.connected else "unknown"
         found = (*held.findings, *self._asymmetry.of(node))
@@ -127,4 +186,5 @@ class OperatorService(rpc.OperatorServicer):  # type: ignore[misc]
             member.record.ephemeral,
             found,
             held.address,
+            made_at,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -19,12 +20,14 @@ from coordinator.members import Members
 from coordinator.peer import PeerIdentity
 from coordinator.presence import PresenceTable
 from coordinator.records import Why
+from coordinator.rotations import Rotations
 from coordinator.service import calls
-from meshctl.errors import MeshError, ProtocolError, RefusedError, UnreachableError
+from meshctl.errors import ConflictError, EnvironmentFault, MeshError, ProtocolError, RefusedError, UnreachableError
 from meshctl.events import Events, SessionClosed, SessionOpened
 from meshctl.mesh import limits
 from meshctl.mesh.model import MeshInfo, NodeId
-from meshctl.wire import operator, session
+from meshctl.mesh.rotation import Order, Turn
+from meshctl.wire import operator, session, turns
 from meshctl.wire.session import UpFrame
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -43,9 +46,12 @@ class MeshService:
         members: Members,
         events: Events,
         asymmetry: Asymmetry,
+        rotations: Rotations,
     ) -> None:
         self._mesh, self._feed, self._presence, self._members, self._events = mesh, feed, presence, members, events
-        self._asymmetry = asymmetry
+        self._asymmetry, self._rotations = asymmetry, rotations
+        self._streams: dict[NodeId, _Stream] = {}  # the newest of each node
+        feed.on_turn.append(self._turned)
 
     def handlers(self) -> Any:
         """Session works on bytes: what the feed encoded once is what grpc sends."""
@@ -82,7 +88,7 @@ class MeshService:
         opened = time.time()
         self._presence.opened(node, str(who.address), now=opened)
         self._events.emit(SessionOpened(actor=f"node:{node}", source=who.address, node=node, revision=first.resume[1]))
-        stream = _Stream(self, node, who, context, cursor)
+        stream = self._streams[node] = _Stream(self, node, who, context, cursor)
         why = "ended"
         try:
             await stream.run(requests)
@@ -90,6 +96,8 @@ class MeshService:
             why = error.what
             await calls.refuse(context, error)
         finally:
+            if self._streams.get(node) is stream:
+                del self._streams[node]
             self._presence.closed(node, now=time.time())
             lasted = time.time() - opened
             self._events.emit(
@@ -138,6 +146,18 @@ class MeshService:
             self._asymmetry.take(node, held.findings)
         if up.candidates is not None:
             await self._members.set_candidates(node, up.candidates, who.address)
+        if up.rotation is not None:
+            with suppress(UnreachableError, ConflictError, EnvironmentFault):  # the node says it again
+                await self._rotations.hear(node, up.rotation)
+
+    def order(self, node: NodeId) -> Order | None:
+        """What the open rotation asks of a node."""
+        return self._rotations.order(node)
+
+    def _turned(self, before: Turn | None, now: Turn) -> None:
+        for node in {now.node, before.node if before else now.node}:
+            if stream := self._streams.get(node):
+                stream.wake()
 
     def welcome(self, who: PeerIdentity) -> bytes:
         """First frame."""
@@ -158,8 +178,15 @@ class _Stream:
 
     def __init__(self, service: MeshService, node: NodeId, who: PeerIdentity, context: Context, cursor: int) -> None:
         self._service, self._node, self._who, self._context, self._cursor = service, node, who, context, cursor
-        self._again = False
+        self._again = self._woken = False
+        self._order: Order | None = None
         self._pause: asyncio.Timeout | None = None
+
+    def wake(self) -> None:
+        """There may be something to say besides the map."""
+        self._woken = True
+        if self._pause and not self._pause.expired():
+            self._pause.reschedule(0)
 
     async def run(self, requests: AsyncIterator[Any]) -> None:
         await self._context.write(self._service.welcome(self._who))
@@ -173,6 +200,7 @@ class _Stream:
     async def _send(self) -> None:
         feed = self._service.feed
         while True:
+            self._woken = False
             if self._again:
                 self._again, self._cursor = False, 0
             if self._cursor < feed.revision or self._cursor == 0:
@@ -180,8 +208,11 @@ class _Stream:
                 for frame in frames:
                     await self._context.write(frame)
                 self._cursor = reached
+            if (order := self._service.order(self._node)) != self._order:  # after the map that it is about
+                await self._context.write(turns.order_frame(order))
+                self._order = order
             try:
-                async with asyncio.timeout(0 if self._again else limits.HEARTBEAT_S) as self._pause:
+                async with asyncio.timeout(0 if self._woken else limits.HEARTBEAT_S) as self._pause:
                     await feed.changed(self._cursor)
             except TimeoutError:
                 await self._context.write(self._service.heartbeat(self._node))
@@ -198,6 +229,5 @@ class _Stream:
             up = session.decode_up(raw)
             if up.again:
                 self._again = True
-                if self._pause and not self._pause.expired():
-                    self._pause.reschedule(0)  # wakes the sender
+                self.wake()
             await self._service.take(self._node, self._who, up)

@@ -32,6 +32,8 @@ class Book:
         self._chunks: dict[str, bytes] = {}
         self._hash = 0
         self._pinned: dict[NodeId, Statement] = {}
+        self._coming: dict[NodeId, Statement] = {}  # next statements that were verified
+        self._ahead: set[NodeId] = set()  # nodes whose next statement is in force before the registry knows
         self._pending: list[DownFrame] = []
 
     @property
@@ -41,7 +43,7 @@ class Book:
 
     def saved(self) -> SavedMap:
         """For the store."""
-        pinned = (self._pinned.get(NodeId(node)) for node in self.refused)
+        pinned = (self._pinned.get(NodeId(node)) for node in {*self.refused, *self._ahead})
         held = tuple(statement.signed for statement in pinned if statement)
         return SavedMap(self.roster.incarnation, self.roster.revision, tuple(self._chunks.values()), held)
 
@@ -51,6 +53,17 @@ class Book:
             identity.check(statement, self.mesh_id)
             self._pinned[node_id(statement.device_key)] = statement
         self._replace([(codec.decode_node(chunk), chunk) for chunk in saved.nodes], saved.revision, saved.incarnation)
+
+    def promote(self, node: NodeId, serial: int) -> bool:
+        """The node says that its next statement is in force; False when we hold no such one, or believe it already."""
+        held = self.roster.nodes.get(node)
+        if held is None or held.next is None or held.next.serial != serial:
+            return False
+        self._pinned[node] = held.next
+        self._ahead.add(node)
+        changed = Put(replace(held, statement=held.next, next=None))
+        self.roster = self.roster.apply([changed], self.roster.revision)
+        return True
 
     def take(self, frame: DownFrame, incarnation: str) -> bool:
         """Take a frame of the map. False: it does not fit what we hold, ask for a snapshot; nothing was changed."""
@@ -88,6 +101,8 @@ class Book:
         for name in gone:
             self._swap(name, None)
             self.refused.pop(name, None)
+            self._ahead.discard(NodeId(name))
+            self._coming.pop(NodeId(name), None)
             changes.append(Gone(NodeId(name)))
         self.roster = self.roster.apply(changes, revision)
 
@@ -99,10 +114,19 @@ class Book:
             self._hash += journal.chunk_hash(chunk)
 
     def _verify(self, node: Node) -> Node | None:
-        """The node with a statement we accept: the new one, the pinned one when the new one is refused, or none."""
-        pinned = self._pinned.get(node.id)
+        """The node with a statement we accept: the new one, the pinned one when the new one is refused, or none.
+
+        What its owner has put in force through the tunnel (`promote`) counts before the registry knows of it.
+        """
+        pinned, told = self._pinned.get(node.id), node
         self.refused.pop(node.id, None)
-        if pinned and pinned.body == node.statement.body:  # a node that came back signs the same anew
+        self._ahead.discard(node.id)
+        if node.next and pinned and pinned.body == node.next.body:
+            self._ahead.add(node.id)
+            return replace(node, statement=pinned, next=None)
+        if node.next and not self._is_believed(node.next, node.statement.serial):
+            node = replace(node, next=None)
+        if pinned and pinned.body == told.statement.body:  # a node that came back signs the same anew
             return node
         try:
             identity.check(node.statement, self.mesh_id, seen_serial=pinned.serial + 1 if pinned else 0)
@@ -111,6 +135,20 @@ class Book:
             return replace(node, statement=pinned) if pinned else None
         self._pinned[node.id] = node.statement
         return node
+
+    def _is_believed(self, coming: Statement, serial: int) -> bool:
+        """Whether a next statement is genuine and above `serial`; verified once. A refused one is told, not used."""
+        node = node_id(coming.device_key)
+        known = self._coming.get(node)
+        if known and known.body == coming.body:
+            return True
+        try:
+            identity.check(coming, self.mesh_id, seen_serial=serial + 1)
+        except MeshError as error:
+            self.refused[node] = error.what
+            return False
+        self._coming[node] = coming
+        return True
 
 
 def _hash_after(chunks: Mapping[str, bytes], total: int, puts: Sequence[Chunk], gone: Sequence[str]) -> bytes:

@@ -1,6 +1,7 @@
 """Starts the loops of a node and ties them together; holds no state, decides nothing (NET-1, NET-4).
 
-follower --rosters--> book --> reconciler --outcomes--> examiner --findings--> health; prober --echoes--> examiner
+follower --rosters--> book --> reconciler --outcomes--> examiner --findings--> health; prober --echoes--> examiner;
+follower --orders--> rotor --"go"--> prober, --key--> reconciler
 """
 
 from __future__ import annotations
@@ -11,24 +12,22 @@ from collections.abc import Callable
 
 from meshctl import __version__
 from meshctl.agent import loops
-from meshctl.agent.book import Book
 from meshctl.agent.candidates import Surroundings
-from meshctl.agent.device import Device, open_device
+from meshctl.agent.desire import desire, restore
+from meshctl.agent.device import open_device
 from meshctl.agent.examine import Examiner
 from meshctl.agent.follow import Follower, Report
 from meshctl.agent.health import Health
 from meshctl.agent.peers import Peers
-from meshctl.agent.picture import Sources, picture
+from meshctl.agent.picture import Sources, picture, report
 from meshctl.agent.prober import Prober
-from meshctl.agent.reconcile import Desire, Reconciler
+from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
+from meshctl.agent.rotate import Rotor
 from meshctl.agent.store import Store
 from meshctl.config import AgentConfig
-from meshctl.crypto.identity import Identity
 from meshctl.eventlog import EventLog, HumanLog
-from meshctl.events import AgentStarted, AgentStopped, Unheard
-from meshctl.mesh import limits, topology
-from meshctl.mesh.plan import Step
+from meshctl.events import AgentStarted, AgentStopped
 
 
 async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> None:
@@ -44,46 +43,43 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     moved = asyncio.Event()
 
     def on_map() -> None:
-        prober.update(book.roster.nodes.get(identity.id, keeper.member.node), book.roster)
+        rotor.noticed()
+        prober.update(rotor.me, book.roster)
         surroundings.seen_address = follower.link.seen_address
         moved.set()
         reconciler.wake.set()
 
-    def report() -> Report | None:
-        outcome = reconciler.outcome
-        found = health.told()
-        kinds = frozenset((f.code, f.subject, f.verdict) for f in found)
-        seen = surroundings.candidates()
-        return Report(outcome.revision, outcome.digest, health.verdict, kinds, found, seen) if outcome.digest else None
+    def told() -> Report | None:
+        return report(sources, surroundings.candidates(), rotor.report)
 
     peers = Peers(book, lambda: reconciler)
     prober = Prober(identity, peers.endpoint_of, surroundings.seen, peers.may_ping)
     reconciler = Reconciler(
         device,
         surroundings,
-        lambda mtu: desire(config, keeper, book, surroundings, identity, mtu),
+        lambda mtu: desire(config, keeper, book, surroundings, rotor.identity, mtu),
         events,
         started=lambda keys: prober.kick(peers.behind(keys)),
         moved=lambda: examiner.soon.set(),  # noqa: PLW0108 - made below
     )
-    follower = Follower(lambda: keeper.member, identity, book, report, on_map, keeper.renew, keeper.adopt, events)
+    follower = Follower(lambda: keeper.member, identity, book, told, on_map, keeper.renew, keeper.adopt, events)
+    rotor = Rotor(
+        store, keeper, book, follower.link, reconciler, prober, events, changed=on_map, tell=follower.dirty.set
+    )
+    follower.on_order, prober.on_go = rotor.wake.set, rotor.go
     health = Health(prober)
     sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 
     loops.write_guard(store, config.interface, keeper.member.mesh.prefixes)
-    prober.update(book.roster.nodes.get(identity.id, keeper.member.node), book.roster)
+    rotor.noticed()
+    prober.update(rotor.me, book.roster)
     servers = await loops.serve(config, health, prober, lambda: picture(sources), book, peers)
     events.emit(AgentStarted(release=__version__, interface=config.interface))
-    stop = loops.stop_signal()
+    announce = loops.announce(prober, reconciler, book, identity.id, say)
+    forever = (reconciler, follower, prober, examiner, keeper, rotor)
     try:
-        async with asyncio.TaskGroup() as group:
-            announce = loops.announce(prober, reconciler, book, identity.id, say)
-            running = [reconciler.run(), follower.run(), prober.run(), examiner.run(), keeper.run(), announce]
-            tasks = [group.create_task(loop) for loop in (*running, loops.keep_map(store, book, moved))]
-            await stop.wait()
-            for task in tasks:
-                task.cancel()
+        await loops.until_stopped([*(one.run() for one in forever), announce, loops.keep_map(store, book, moved)])
     finally:
         for server in servers:
             await server.close()
@@ -91,30 +87,3 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
         await device.close()
         events.emit(AgentStopped(why="asked to"))
         events.close()
-
-
-def restore(store: Store, keeper: Keeper) -> Book:
-    """The last-known-good map, or an empty book."""
-    book = Book(keeper.member.mesh.id)
-    if saved := store.map():
-        book.restore(saved)
-    return book
-
-
-def desire(
-    config: AgentConfig, keeper: Keeper, book: Book, surroundings: Surroundings, identity: Identity, mtu: int
-) -> Desire:
-    """What the reconciler works towards, put together anew at every pass."""
-    member = keeper.member
-    keepalive = limits.KEEPALIVE_S if surroundings.behind_nat else 0
-    me = topology.Me(member.node.id, identity.wireguard, config.interface, config.listen_port, mtu, keepalive)
-    return Desire(member.mesh, me, book.roster.nodes.get(member.node.id, member.node), book.roster)
-
-
-async def dry_run(config: AgentConfig, store: Store, device: Device) -> tuple[Step, ...]:
-    """What the next pass would do, from the map on disk. Changes nothing, tells nobody."""
-    identity, unheard = store.identity(), Unheard()
-    keeper = Keeper(store, identity, lambda: None, unheard)
-    book, surroundings = restore(store, keeper), Surroundings(config.endpoint, config.listen_port)
-    wanted = lambda mtu: desire(config, keeper, book, surroundings, identity, mtu)  # noqa: E731
-    return await Reconciler(device, surroundings, wanted, unheard, started=lambda _: None, moved=lambda: None).plan()

@@ -24,6 +24,8 @@ from meshctl.errors import MeshError, ProtocolError, RefusedError
 from meshctl.events import Events, SessionClosed, SessionOpened, StatementRefused
 from meshctl.mesh import limits
 from meshctl.mesh.model import Candidate, MeshInfo, NodeId
+from meshctl.mesh.rotation import Order
+from meshctl.mesh.rotation import Report as TurnReport
 from meshctl.wire import session, status
 from meshctl.wire.codec import FindingRow
 from meshctl.wire.session import Beat, UpFrame
@@ -46,6 +48,7 @@ class Link:
     clock_offset_s: float = 0.0  # server minus ours
     last_error: str = ""
     seen_address: str = ""  # where the coordinator sees our connection come from
+    order: Order | None = None  # what the rotation whose turn is ours asks of us, as long as the session lives
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,11 @@ class Report:
     found: frozenset[tuple[str, str, str]]  # code, subject, verdict
     findings: tuple[FindingRow, ...] = field(compare=False)
     candidates: tuple[Candidate, ...]
+    rotation: TurnReport | None = None
+
+    def is_news(self, sent: Report | None) -> bool:
+        """Whether to send it. What is said of a turn is said again whenever its author makes it anew."""
+        return self != sent or (self.rotation is not None and self.rotation is not sent.rotation)
 
 
 class Follower:
@@ -83,6 +91,7 @@ class Follower:
         self._told: dict[str, str] = {}
         self._report, self._on_map, self._renew, self._adopt, self._events = report, on_map, renew, adopt, events
         self._again = False
+        self.on_order: Callable[[], object] = lambda: None
 
     async def run(self) -> None:
         """For ever: connect, follow, and on any end wait a little and try the next coordinator."""
@@ -123,6 +132,7 @@ class Follower:
         return addresses
 
     def _down(self) -> None:
+        self.link.order = None
         if self.link.connected:
             who, lasted = self._identity.id, time.time() - self.link.since
             self._events.emit(SessionClosed(node=who, why=self.link.last_error, lasted_s=lasted))
@@ -162,6 +172,9 @@ class Follower:
                 self._adopt(frame.mesh)
             if frame.beat:
                 self._beat(frame.beat)
+            if frame.order:
+                self.link.order = frame.order if frame.order.rotation else None
+                self.on_order()
             if frame.moves_map:
                 incarnation = self._member().mesh.incarnation
                 if self._book.take(frame, incarnation):
@@ -200,7 +213,7 @@ class Follower:
             if self._again:
                 self._again = False
                 await call.write(session.encode_up(UpFrame(again=True)))
-            if report and report != sent:
+            if report and report.is_news(sent):
                 moved = sent is None or report.candidates != sent.candidates
                 await call.write(
                     session.encode_up(
@@ -208,6 +221,7 @@ class Follower:
                             applied=(report.revision, report.digest, report.verdict),
                             findings=report.findings,
                             candidates=report.candidates if moved else None,
+                            rotation=report.rotation,
                         )
                     )
                 )

@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 from meshctl.agent.book import Book
 from meshctl.agent.firewall import guard_script
@@ -31,6 +32,16 @@ def stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
+
+
+async def until_stopped(running: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all of these until SIGTERM or SIGINT, or until one fails."""
+    stop = stop_signal()
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(loop) for loop in running]
+        await stop.wait()
+        for task in tasks:
+            task.cancel()
 
 
 async def save_map(store: Store, book: Book) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshctl.agent.book import Book
-from meshctl.agent.follow import Link
+from meshctl.agent.follow import Link, Report
 from meshctl.agent.health import Health
 from meshctl.agent.prober import Prober
 from meshctl.agent.reconcile import Reconciler
@@ -24,7 +24,8 @@ from meshctl.agent.renew import Keeper
 from meshctl.mesh import integrity
 from meshctl.mesh.integrity import CATALOGUE, Verdict
 from meshctl.mesh.interface import Session
-from meshctl.mesh.model import Node
+from meshctl.mesh.model import Candidate, Node
+from meshctl.mesh.rotation import Report as TurnReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,15 @@ def picture(sources: Sources) -> dict[str, Any]:
             for node in sorted(peers, key=lambda node: node.name)
         ],
     }
+
+
+def report(sources: Sources, candidates: tuple[Candidate, ...], turn: TurnReport | None) -> Report | None:
+    """What the coordinator is told; nothing before the first pass."""
+    outcome, found = sources.reconciler.outcome, sources.health.told()
+    if not outcome.digest:
+        return None
+    kinds = frozenset((f.code, f.subject, f.verdict) for f in found)
+    return Report(outcome.revision, outcome.digest, sources.health.verdict, kinds, found, candidates, turn)
 
 
 def _peer(

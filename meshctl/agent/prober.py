@@ -58,6 +58,8 @@ class Prober:
         self.drops: Counter[Drop] = Counter()
         self._identity, self._endpoint_of, self._on_seen, self._may_ping = identity, endpoint_of, on_seen, may_ping
         self._monotonic, self._wall_ns = monotonic, wall_ns
+        # Told of a peer whose next statement (serial) is in force now, to be followed after so many seconds.
+        self.on_go: Callable[[NodeId, int, float], object] = lambda *_: None
         self._me: Node | None = None
         self._raw = probe.raw_id(identity.id)
         self._nodes: dict[NodeId, Node] = {}
@@ -83,11 +85,11 @@ class Prober:
         first, now = self._wall_ns() * _SEQUENCES_PER_S // 10**9, self._monotonic()
         pairs: dict[NodeId, Pair] = {}
         for node in nodes.values():
-            pair = self._pairs.get(node.id)
+            pair, bound = self._pairs.get(node.id), (me.statement.fingerprint, node.statement.fingerprint)
             if pair is None:
-                pair = Pair(node, self._derivation(me, node), first, now=now)
+                pair = Pair(node, self._derivation(me, node), first, bound, now=now)
             elif renewed or self._nodes[node.id] is not node:
-                pair.become(node, self._derivation(me, node))
+                pair.become(node, self._derivation(me, node), bound, now=now)
             pairs[node.id] = pair
         self._me, self._nodes, self._pairs = me, nodes, pairs
         self._by_raw = {pair.raw: pair for pair in pairs.values()}
@@ -107,6 +109,39 @@ class Prober:
     def echoes(self) -> dict[NodeId, Echo]:
         """Statistics of every peer."""
         return {node: pair.tally.echo for node, pair in self._pairs.items()}
+
+    def go(self, holds: Iterable[tuple[NodeId, float]], serial: int) -> None:
+        """Tell peers that our statement `serial` is in force, and for how many seconds each is to wait. Twice, because
+        it cannot be repeated: the sessions it travels in end now.
+        """
+        for node, hold_s in holds:
+            pair = self._pairs.get(node)
+            sock = next(iter(self._sockets.values()), None)
+            if pair is None or sock is None or pair.key is None:
+                continue
+            for _ in range(2):
+                pair.sequence = (pair.sequence + 1) & 0xFFFFFFFF
+                packet = Packet(Kind.GO, self._raw, pair.raw, pair.sequence, 0, self._wall_ns())
+                packet = packet._replace(serial=serial, span_us=int(hold_s * 1e6))
+                address = pair.addresses[sock.family == socket.AF_INET6]
+                self._send(sock, pair.key.seal(probe.pack(packet)), (address, limits.PROBE_PORT))
+
+    def held(self, node: NodeId) -> int:
+        """The highest serial of our statements that a peer holds."""
+        return self._pairs[node].held if node in self._pairs else 0
+
+    def agreed_at(self, node: NodeId) -> float | None:
+        """When (monotonic) a peer last proved that it believes the statements that are in force here."""
+        return self._pairs[node].agreed_at if node in self._pairs else None
+
+    def span_s(self, node: NodeId) -> float:
+        """How long a peer stood still when our key changed; 0 while it has not told."""
+        return self._pairs[node].their_span_us / 1e6 if node in self._pairs else 0.0
+
+    def measured(self, node: NodeId, seconds: float) -> None:
+        """How long we stood still when the key of this peer changed; 0 until we know."""
+        if node in self._pairs:
+            self._pairs[node].span_us = int(seconds * 1e6)
 
     @property
     def coverage_s(self) -> float:
@@ -222,7 +257,9 @@ class Prober:
         clock_ns = self._wall_ns()
         pair.sequence = (pair.sequence + 1) & 0xFFFFFFFF
         seen, turn = self._endpoint_of(pair.id), self._round & 0xFFFFFFFF
-        ping = Packet(Kind.PING, self._raw, pair.raw, pair.sequence, turn, clock_ns, pair.heard_ns, seen)
+        ping = Packet(
+            Kind.PING, self._raw, pair.raw, pair.sequence, turn, clock_ns, pair.heard_ns, seen, pair.holds, pair.span_us
+        )
         pair.sent_ns, pair.waiting = clock_ns, pair.waiting + 1
         self._pending[pair.raw, pair.sequence] = _Sent(pair, now, clock_ns)
         address = pair.addresses[sock.family == socket.AF_INET6]
@@ -238,6 +275,10 @@ class Prober:
         before = pair.tally.echo.last_ok_at
         if packet.kind is Kind.PING:
             answer = reply(packet, pair, key, self._endpoint_of(pair.id), clock_ns=self._wall_ns(), now=now)
+        elif packet.kind is Kind.GO:
+            answer = pair.gate.admit(packet.sequence, now=now) or b""
+            if answer == b"":
+                self.on_go(pair.id, packet.serial, packet.span_us / 1e6)
         else:
             answer = self._pong(packet, pair, now)
         if isinstance(answer, Drop):

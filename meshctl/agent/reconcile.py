@@ -17,11 +17,12 @@ from meshctl.errors import MeshError
 from meshctl.events import Events, StepApplied, StepFailed
 from meshctl.mesh import interface, limits, liveness, topology
 from meshctl.mesh.interface import Interface, Observation, Session
-from meshctl.mesh.keys import PublicKey
+from meshctl.mesh.keys import PrivateKey, PublicKey
 from meshctl.mesh.model import Endpoint, MeshInfo, Node, Roster
-from meshctl.mesh.plan import RestartPeer, Step, diff
+from meshctl.mesh.plan import RemovePeer, RestartPeer, SetPrivateKey, Step, diff
 from meshctl.mesh.topology import Me
 
+DRAIN_S = 0.01  # packets that WireGuard has taken for encryption leave within a millisecond or two
 UNDERLAY_EVERY_S = 30.0  # how often MTU and local networks are read without a change being announced
 
 
@@ -80,6 +81,7 @@ class Reconciler:
         self._settled: Interface | None = None  # what was wanted when the kernel last fitted
         self._fitting: Interface | None = None  # what the kernel held then
         self._digest = b""
+        self._one_at_a_time = asyncio.Lock()  # a pass, or the switch of our own key
         self._mtu = 0
         self._underlay_at = float("-inf")
         self._key: tuple[object, ...] = ()  # what `_wanted` and `_peers` were made from
@@ -112,7 +114,8 @@ class Reconciler:
         """One pass. A failure is an outcome with `error`; what could be applied was."""
         before = self.outcome
         try:
-            self.outcome = await self._pass()
+            async with self._one_at_a_time:
+                self.outcome = await self._pass()
         except MeshError as error:
             if error.what != before.error:
                 interface_name = self._desire(self._mtu).me.interface
@@ -123,6 +126,20 @@ class Reconciler:
         self.passed.set()
         self.passed.clear()
         return self.outcome
+
+    async def switch_key(self, key: PrivateKey, first: Callable[[], None]) -> float:
+        """Set our private key between two passes, right after `first` -> the moment, unix seconds. Raises MeshError.
+
+        `first` must see to it that the next pass wants this key too.
+        """
+        async with self._one_at_a_time:
+            first()
+            at = time.time()
+            step = SetPrivateKey(key)
+            await self._device.apply_all((step,))
+            self._settled = None
+        self._events.emit(StepApplied.of(step, self._desire(self._mtu).me.interface))
+        return at
 
     def is_started(self, key: PublicKey) -> bool:
         """Whether packets may be sent to this peer: it has a session, or its turn to start one has come."""
@@ -172,12 +189,31 @@ class Reconciler:
         last = {key: self.outcome.sessions[key].endpoint for key in gone if key in self.outcome.sessions}
         return {key: endpoint for key, endpoint in last.items() if endpoint is not None}
 
+    def _inherited(self, want: Interface, observed: Observation) -> dict[PublicKey, Endpoint]:
+        """Peers whose key was replaced: the new one begins where the old one's session is, and at once."""
+        have = observed.interface.peers if observed.interface else {}
+        fresh, gone = want.peers.keys() - have.keys(), have.keys() - want.peers.keys()
+        by_ips = {have[key].allowed_ips: key for key in gone} if fresh else {}
+        before = {key: by_ips[want.peers[key].allowed_ips] for key in fresh if want.peers[key].allowed_ips in by_ips}
+        last = {key: observed.sessions[old].endpoint for key, old in before.items() if old in observed.sessions}
+        return {key: endpoint for key, endpoint in last.items() if endpoint is not None}
+
+    async def _apply(self, steps: tuple[Step, ...], *, heirs: bool) -> None:
+        """All of them; where keys were replaced, what the old session has in hand gets out before it is removed."""
+        last = tuple(step for step in steps if heirs and isinstance(step, RemovePeer))
+        await self._device.apply_all([step for step in steps if step not in last])
+        if last:
+            await asyncio.sleep(DRAIN_S)
+            await self._device.apply_all(last)
+
     async def _pass(self) -> Outcome:
         await self._underlay()
         observed = await self._device.observe()
         want, revision, alive, due = self._picture(observed)
         if self._settled is want and observed.interface:
             due |= self._stolen(want, observed.interface)
+        heirs = self._inherited(want, observed)
+        due |= heirs
         # Equal looks are identical objects (see Device): what fitted then fits now, and has the digest it had.
         same = self._settled is want and observed.interface is self._fitting and not due
         steps = () if same else diff(observed.interface, want, alive=alive, due=due)
@@ -187,7 +223,7 @@ class Reconciler:
                 self._events.emit(StepApplied.of(step, want.name, foreign=step in foreign))
         left: tuple[Step, ...] = ()
         if steps:
-            await self._device.apply_all(steps)
+            await self._apply(steps, heirs=bool(heirs))
             observed = await self._device.observe()
             self._started(frozenset(due))
             left = diff(observed.interface, want, alive=alive)

@@ -55,6 +55,12 @@ class Keeper:
             self._store.save_membership(saved)
             self.member = replace(self.member, mesh=mesh, saved=saved)
 
+    def stated(self, serial: int, key_made_at: float | None) -> None:
+        """The statement in force has this serial; its key was made then, or is the one before (None)."""
+        saved = replace(self.member.saved, serial=serial, key_made_at=key_made_at or self.member.saved.key_made_at)
+        self._store.save_membership(saved)
+        self.member = replace(self.member, saved=saved)
+
     async def run(self) -> None:
         """For ever. Failures are retried with growing pauses and show in MESH-KEY-001, never in an exit."""
         pause = RETRY_S[0]

@@ -21,6 +21,7 @@ _REPLIES_PER_S: Final = 10.0  # a peer's schedule asks once in 2 s; a join or a 
 _REPLIES_BURST: Final = 20.0
 _REPLAY_WINDOW: Final = 64  # pings that may overtake each other; IPsec's customary window
 _RESYNC_AFTER_S: Final = 30.0  # silence after which a peer may start anew: it restarted with an earlier clock
+_BEFORE_S: Final = 30.0  # for how long the key from before a rotation is taken: the other end may hear of it later
 _HALF: Final = 1 << 31
 _MASK: Final = (1 << 32) - 1
 
@@ -78,12 +79,16 @@ class Pair:
     """One peer as its packets see it. Its key is derived when first needed, from both statements."""
 
     __slots__ = (
-        "_derive", "_key", "addresses", "asked_at", "gate", "heard_ns",
-        "id", "raw", "sent_ns", "sequence", "tally", "waiting",
+        "_before", "_before_until", "_bound", "_derive", "_key", "addresses", "agreed_at", "asked_at", "gate",
+        "heard_ns", "held", "holds", "id", "raw", "sent_ns", "sequence", "span_us", "tally", "their_span_us", "waiting",
     )  # fmt: skip
 
-    def __init__(self, node: Node, derive: Callable[[], PairKey], sequence: int, *, now: float) -> None:
-        """`sequence`, of the first ping, grows with the wall clock: a restart does not look like a replay."""
+    def __init__(
+        self, node: Node, derive: Callable[[], PairKey], sequence: int, bound: tuple[bytes, bytes], *, now: float
+    ) -> None:
+        """`sequence`, of the first ping, grows with the wall clock: a restart does not look like a replay. `bound` are
+        the fingerprints of the two statements that the key is bound to.
+        """
         self.id, self.raw = node.id, probe.raw_id(node.id)
         self.sequence = sequence & _MASK
         self.heard_ns = 0  # clock in the last packet from the peer
@@ -91,17 +96,38 @@ class Pair:
         self.waiting = 0  # pings without a verdict
         self.asked_at = now
         self.gate, self.tally = Gate(), Tally()
-        self.become(node, derive)
+        self.held = 0  # highest serial of our statements that the peer says it holds
+        self.span_us = self.their_span_us = 0  # how long each end stood still when the other's key changed
+        self.agreed_at: float | None = None  # last packet whose tag is bound to the statements now in force
+        self._bound = bound
+        self._before: PairKey | None = None
+        self._before_until = float("-inf")
+        self._derive: Callable[[], PairKey] | None = derive
+        self._key: PairKey | None = None
+        self.become(node, derive, bound, now=now)
 
     def __repr__(self) -> str:
         return f"Pair({self.id})"
 
-    def become(self, node: Node, derive: Callable[[], PairKey]) -> None:
+    def become(self, node: Node, derive: Callable[[], PairKey], bound: tuple[bytes, bytes], *, now: float) -> None:
         """The peer's addresses or a key statement changed; counters and windows stay."""
         ours = (socket.AF_INET, node.address4.packed), (socket.AF_INET6, node.address6.packed)
         self.addresses = tuple(socket.inet_ntop(*address) for address in ours)  # as sockets spell them, v4 first
-        self._derive: Callable[[], PairKey] | None = derive
-        self._key: PairKey | None = None
+        self.holds = node.newest & _MASK
+        if bound != self._bound:
+            self._before, self._before_until = self.key, now + _BEFORE_S
+            self._bound, self._derive, self._key = bound, derive, None
+            self.their_span_us = 0
+
+    def key_of(self, datagram: bytes, *, now: float) -> PairKey | None:
+        """Which of our keys its tag was made with: the one in force or, for a while, the one before."""
+        key = self.key
+        if key is not None and key.is_genuine(datagram):
+            self.agreed_at = now
+            return key
+        if self._before is not None and now < self._before_until and self._before.is_genuine(datagram):
+            return self._before
+        return None
 
     @property
     def key(self) -> PairKey | None:
@@ -130,10 +156,14 @@ def authenticate(
         return Drop.MISDIRECTED
     if source not in pair.addresses:
         return Drop.SOURCE
-    key = pair.key
-    if key is None or not key.is_genuine(datagram):
+    key = pair.key_of(datagram, now=now)
+    if key is None:
         pair.tally.forged(now=now)
         return Drop.FORGED
+    if packet.kind is not Kind.GO:
+        pair.held = max(pair.held, packet.serial)
+        if pair.agreed_at == now:
+            pair.their_span_us = packet.span_us
     return packet, pair, key
 
 
@@ -146,5 +176,8 @@ def reply(
     if ping.echo_ns and ping.echo_ns == pair.sent_ns:
         pair.tally.proven(now=now)
     pair.heard_ns, pair.sent_ns = ping.clock_ns, clock_ns
-    pong = Packet(Kind.PONG, ping.receiver, ping.sender, ping.sequence, ping.round, clock_ns, ping.clock_ns, endpoint)
+    pong = Packet(
+        Kind.PONG, ping.receiver, ping.sender, ping.sequence, ping.round, clock_ns, ping.clock_ns, endpoint, pair.holds,
+        pair.span_us,
+    )  # fmt: skip
     return key.seal(probe.pack(pong))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,8 @@ import msgspec
 from meshctl.crypto import sealing
 from meshctl.crypto.identity import Identity
 from meshctl.errors import EnvironmentFault, NotJoinedError, TrustError
+from meshctl.mesh.keys import PrivateKey
+from meshctl.mesh.rotation import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,24 @@ class SavedMembership:
 
 @dataclass(frozen=True, slots=True)
 class SavedMap:
-    """The last-known-good map: encoded nodes exactly as they came, and what we hold for those we do not believe."""
+    """The last-known-good map: encoded nodes exactly as they came, and what we believe where that is something else."""
 
     incarnation: str
     revision: int
     nodes: tuple[bytes, ...]
-    pinned: tuple[bytes, ...] = ()  # signed statements of nodes whose statement in `nodes` was refused
+    pinned: tuple[bytes, ...] = ()  # signed statements believed in place of the ones in `nodes`
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRotation:
+    """A turn under way: the keys of both sides of the switch. `stage` says which is in force (mesh/rotation.py)."""
+
+    rotation: str
+    stage: str
+    serial: int  # of the next statement; after the switch, of the one in force
+    next: bytes
+    previous: bytes
+    switched_at: float = 0.0  # unix seconds
 
 
 class Store:
@@ -100,13 +114,33 @@ class Store:
         return sealing.open_(self._key, f"meshctl/node/{name}", path.read_bytes())
 
     def identity(self) -> Identity:
-        """The node's keys; made and sealed before anything else when there are none."""
+        """The node's keys in force; made and sealed before anything else when there are none."""
         raw = self._open("identity")
         if raw is None:
             identity = Identity.generate()
             self._seal("identity", identity.to_bytes())
             return identity
-        return Identity.from_bytes(raw)
+        identity, turn = Identity.from_bytes(raw), self.rotation()
+        if turn and turn.stage == Stage.SWITCHED:
+            return replace(identity, wireguard=PrivateKey(turn.next))
+        return identity
+
+    def save_identity(self, identity: Identity) -> None:
+        """After a rotation: the old key is forgotten."""
+        self._seal("identity", identity.to_bytes())
+
+    def rotation(self) -> SavedRotation | None:
+        """The turn under way, if there is one. Raises TrustError: without it nobody can say which key is in force."""
+        raw = self._open("rotation")
+        return msgspec.msgpack.decode(raw, type=SavedRotation) if raw is not None else None
+
+    def save_rotation(self, saved: SavedRotation) -> None:
+        """Before each step of a turn."""
+        self._seal("rotation", msgspec.msgpack.encode(saved))
+
+    def end_rotation(self) -> None:
+        """The turn is over; what is in force stands in `identity`."""
+        (self.directory / "rotation").unlink(missing_ok=True)
 
     def save_membership(self, membership: SavedMembership) -> None:
         """After a join, a renewal or a changed mesh record."""
@@ -137,5 +171,5 @@ class Store:
 
     def forget(self) -> None:
         """Remove everything of this membership, keys included (meshctl leave)."""
-        for name in ("membership", "map", "identity", "seal.key", "guard.nft", "agent.sock"):
+        for name in ("membership", "map", "identity", "rotation", "seal.key", "guard.nft", "agent.sock"):
             (self.directory / name).unlink(missing_ok=True)

@@ -204,12 +204,12 @@ def plan(config: AgentConfig) -> None:
 
 
 async def _plan(config: AgentConfig, store: Store) -> None:
-    from meshctl.agent import daemon
+    from meshctl.agent import desire
     from meshctl.agent.device import open_device
 
     device = await open_device(config.interface, config.device)  # type: ignore[arg-type]
     try:
-        steps = await daemon.dry_run(config, store, device)
+        steps = await desire.dry_run(config, store, device)
     finally:
         await device.close()
     for step in steps:

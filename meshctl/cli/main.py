@@ -8,7 +8,7 @@ import re
 import click
 
 from meshctl import __version__, terminal
-from meshctl.cli import inspect, report
+from meshctl.cli import inspect, keys, report
 from meshctl.cli.options import CONFIG, settings
 
 
@@ -97,6 +97,7 @@ def plan(**flags: object) -> None:
 cli.add_command(inspect.status)
 cli.add_command(inspect.ping)
 cli.add_command(inspect.health)
+cli.add_command(keys.keys)
 cli.add_command(report.logs)
 cli.add_command(report.debug)
 

@@ -94,8 +94,9 @@ class Candidate:
 class Node:
     """One member as its peers may see it.
 
-    `statement` is what the node itself signed and what its peers verify; `joined` is the registry revision of its
-    first record, the total order that decides which end of a pair starts the handshake.
+    `statement` is what the node itself signed and what its peers verify; `next` is the one of a rotation that is being
+    prepared. `joined` is the registry revision of its first record, the total order that decides which end of a pair
+    starts the handshake.
     """
 
     id: NodeId
@@ -106,13 +107,19 @@ class Node:
     joined: int = 0
     tags: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    next: Statement | None = None
 
     def __post_init__(self) -> None:
-        if node_id(self.statement.device_key) != self.id:
+        if any(node_id(stated.device_key) != self.id for stated in (self.statement, self.next or self.statement)):
             raise ProtocolError(f"node {self.id} is not named after its device key")
         if len(self.candidates) > limits.ENDPOINTS_PER_NODE or len(self.tags) > limits.TAGS_PER_NODE:
             raise ProtocolError(f"node {self.id} names too many endpoints or tags")
         check_name(self.name)
+
+    @property
+    def newest(self) -> int:
+        """The highest serial of its statements."""
+        return (self.next or self.statement).serial
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,14 @@
 """The echo: one fixed binary packet, and what is known of a peer from echoes (NET-7).
 
-Ping and pong have the same size, so that nobody is amplified at. Layout, big endian, 94 bytes:
+Ping and pong have the same size, so that nobody is amplified at. Layout, big endian, 102 bytes:
 
-    magic "MKP1" 4 | kind 1 (1 ping, 2 pong) | sender 15 | receiver 15 | sequence 4 | round 4 | clock 8 |
+    magic "MKP1" 4 | kind 1 (1 ping, 2 pong, 3 go) | sender 15 | receiver 15 | sequence 4 | round 4 | clock 8 |
     echoed clock 8 | endpoint of the receiver, as the sender's WireGuard sees it: family 1 (0 unknown, 4, 6),
-    address 16, port 2 || tag 16
+    address 16, port 2 | serial 4 | span 4 || tag 16
+
+Serial and span are about rotations. In ping and pong: the highest serial of the receiver's statements that the sender
+holds, and for how many microseconds its packets stood still when the receiver's key last changed. In a go: the sender's
+next statement is in force, and how long the receiver is to wait before it follows.
 
 Node ids are their 15 raw bytes. Clocks are the sender's wall clock in nanoseconds; the echoed one is that of the last
 packet the sender had from the receiver: in a pong the ping it answers, in a ping the proof that the last answer
@@ -26,7 +30,7 @@ from meshctl.errors import ProtocolError
 from meshctl.mesh.model import Address, Endpoint, NodeId
 
 TAG_BYTES: Final = 16
-_BODY: Final = struct.Struct(">4sB15s15sIIQQB16sH")
+_BODY: Final = struct.Struct(">4sB15s15sIIQQB16sHII")
 _MAGIC: Final = b"MKP1"
 DOWN_AFTER: Final = 3  # echoes lost in a row; at 2 s each a dead peer is noticed in 6 to 8 s
 LOSSY_ABOVE: Final = 0.10  # two of the last 16 echoes; one may be chance
@@ -41,6 +45,7 @@ class Kind(IntEnum):
 
     PING = 1
     PONG = 2
+    GO = 3
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}  # three times as fast as calling the enumeration
@@ -57,6 +62,8 @@ class Packet(NamedTuple):
     clock_ns: int
     echo_ns: int = 0
     endpoint: Endpoint | None = None
+    serial: int = 0
+    span_us: int = 0
 
 
 class Echo(NamedTuple):
@@ -165,17 +172,20 @@ def pack(packet: Packet) -> bytes:
     if packet.endpoint is not None:
         family, port = packet.endpoint.address.version, packet.endpoint.port
         address = packet.endpoint.address.packed.ljust(16, b"\0")
-    return _BODY.pack(_MAGIC, *packet[:7], family, address, port)
+    return _BODY.pack(_MAGIC, *packet[:7], family, address, port, packet.serial, packet.span_us)
 
 
 def parse(datagram: bytes) -> Packet:
     """The packet in `datagram`, tag unread. Raises ProtocolError on anything that `pack` would not have written."""
     if len(datagram) != PACKET_BYTES or not datagram.startswith(_MAGIC):
         raise ProtocolError("not an echo packet of a version this release knows")
-    _, kind, sender, receiver, sequence, turn, clock, echoed, family, address, port = _BODY.unpack_from(datagram)
+    _, kind, sender, receiver, sequence, turn, clock, echoed, family, address, port, serial, span = _BODY.unpack_from(
+        datagram
+    )
     if kind not in _KINDS or sender == receiver:
         raise ProtocolError("an echo packet of no kind, or to its own sender")
-    return Packet(_KINDS[kind], sender, receiver, sequence, turn, clock, echoed, _endpoint(family, address, port))
+    where = _endpoint(family, address, port)
+    return Packet(_KINDS[kind], sender, receiver, sequence, turn, clock, echoed, where, serial, span)
 
 
 def _endpoint(family: int, address: bytes, port: int) -> Endpoint | None:

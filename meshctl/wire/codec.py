@@ -64,6 +64,7 @@ def node_message(node: Node) -> pb.Node:
         statement=node.statement.signed,
         candidates=[candidate_message(c) for c in node.candidates],
         joined=node.joined,
+        next_statement=node.next.signed if node.next else b"",
     )
 
 
@@ -83,6 +84,7 @@ def node(message: pb.Node) -> Node:
         joined=message.joined,
         tags=tuple(message.tags),
         candidates=tuple(candidate(c) for c in message.candidates),
+        next=Statement(message.next_statement) if message.next_statement else None,
     )
 
 

@@ -29,6 +29,7 @@ class NodeState:
     ephemeral: bool
     findings: tuple[FindingRow, ...]
     seen_address: str
+    key_made_at: float = 0.0  # unix seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,7 @@ def states_message(states: Iterable[NodeState], revision: int) -> pb.NodeStates:
                 ephemeral=s.ephemeral,
                 findings=codec.finding_messages(s.findings),
                 seen_address=s.seen_address,
+                key_made_at=s.key_made_at,
             )
             for s in states
         ],
@@ -143,6 +145,7 @@ def states(message: pb.NodeStates) -> tuple[NodeState, ...]:
                 m.ephemeral,
                 codec.finding_rows(m.findings),
                 m.seen_address,
+                m.key_made_at,
             )
             for m in message.nodes
         )

@@ -12,7 +12,8 @@ from google.protobuf.message import Message
 
 from meshctl.mesh import limits
 from meshctl.mesh.model import Candidate, MeshInfo
-from meshctl.wire import codec
+from meshctl.mesh.rotation import Order, Report
+from meshctl.wire import codec, turns
 from meshctl.wire.codec import FindingRow, strict
 from meshctl.wire.v1 import mesh_pb2 as pb
 
@@ -126,6 +127,7 @@ class DownFrame:
     more: bool
     beat: Beat | None
     mesh: MeshInfo | None
+    order: Order | None  # one without a rotation's id: it is not this node's turn any more
 
     @property
     def moves_map(self) -> bool:
@@ -142,9 +144,9 @@ def decode_down(raw: bytes) -> DownFrame:
             Beat(h.now, h.revision, codec.finding_rows(h.findings), h.seen_address) if m.HasField("heartbeat") else None
         )
         mesh = codec.mesh_info(m.mesh) if m.HasField("mesh") else None
-        return DownFrame(
-            tuple(m.put), tuple(m.gone), m.from_revision, m.to_revision, m.map_hash, m.snapshot, m.more, beat, mesh
-        )
+        order = turns.order(m.order) if m.HasField("order") else None
+        put, gone = tuple(m.put), tuple(m.gone)
+        return DownFrame(put, gone, m.from_revision, m.to_revision, m.map_hash, m.snapshot, m.more, beat, mesh, order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ class UpFrame:
     candidates: tuple[Candidate, ...] | None = None
     findings: tuple[FindingRow, ...] | None = None
     again: bool = False
+    rotation: Report | None = None
 
 
 def encode_up(frame: UpFrame) -> pb.Up:
@@ -172,6 +175,8 @@ def encode_up(frame: UpFrame) -> pb.Up:
         up.findings.extend(codec.finding_messages((frame.findings or ())[:FINDINGS_PER_REPORT]))
     if frame.candidates is not None:
         up.candidates.CopyFrom(pb.Candidates(candidates=[codec.candidate_message(c) for c in frame.candidates]))
+    if frame.rotation is not None:
+        up.rotation.CopyFrom(turns.report_message(frame.rotation))
     return up
 
 
@@ -187,4 +192,5 @@ def decode_up(up: pb.Up) -> UpFrame:
         candidates = None
         if up.HasField("candidates"):
             candidates = tuple(codec.candidate(c) for c in up.candidates.candidates[: limits.ENDPOINTS_PER_NODE])
-        return UpFrame(resume, applied, candidates, found, up.again)
+        rotation = turns.report(up.rotation) if up.HasField("rotation") else None
+        return UpFrame(resume, applied, candidates, found, up.again, rotation)

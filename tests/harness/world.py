@@ -24,6 +24,7 @@ from coordinator.members import Members
 from coordinator.presence import PresenceTable
 from coordinator.records import NodeRecord
 from coordinator.registry import NODES
+from coordinator.rotations import Rotations
 from coordinator.service.sessions import MeshService
 from meshctl.agent.book import Book
 from meshctl.crypto.identity import JOIN_CONTEXT, RENEW_CONTEXT, Identity
@@ -97,7 +98,9 @@ class Coordinator:
         self.enrolment = Enrolment(authority, sealed, self.feed, events, clock)
         self.members = Members(authority.mesh, sealed, self.feed, events, clock)
         self.mesh = authority.mesh
-        self.service = MeshService(authority.mesh, self.feed, self.presence, self.members, events, self.asymmetry)
+        self.rotations = Rotations(authority.mesh, sealed, self.feed, events, clock, self.presence.is_connected)
+        told = self.members, events, self.asymmetry, self.rotations
+        self.service = MeshService(authority.mesh, self.feed, self.presence, *told)
         self._task: asyncio.Task[None] | None = None
 
     def follow(self) -> None:

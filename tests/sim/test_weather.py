@@ -163,8 +163,9 @@ async def test_one_failure_of_upkeep_does_not_end_it(monkeypatch: pytest.MonkeyP
             calls += 1
             raise RefusedError("etcd is away")
 
-        mesh.first.members.sweep = sweep  # type: ignore[method-assign]
-        task = asyncio.ensure_future(upkeep.run(mesh.first.members, mesh.first.feed, mesh.first.presence))
+        one = mesh.first
+        one.members.sweep = sweep  # type: ignore[method-assign]
+        task = asyncio.ensure_future(upkeep.run(one.members, one.feed, one.presence, one.rotations, 0.0))
         await _until(lambda: calls > 3)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

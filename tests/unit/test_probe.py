@@ -38,7 +38,7 @@ def test_truncated_packet_is_refused(cut: int) -> None:
         pytest.param(0, b"X", id="magic"),
         pytest.param(3, b"2", id="version"),
         pytest.param(4, b"\0", id="no kind"),
-        pytest.param(4, b"\3", id="third kind"),
+        pytest.param(4, b"\4", id="fourth kind"),
         pytest.param(5, raw_id(B.id), id="to itself"),
         pytest.param(59, b"\1", id="no family"),
         pytest.param(59, b"\0", id="unknown, with an address"),

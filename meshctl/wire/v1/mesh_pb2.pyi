@@ -159,18 +159,50 @@ class MeshInfo(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., prefix4: _Optional[str] = ..., prefix6: _Optional[str] = ..., coordinators: _Optional[_Iterable[str]] = ..., ca: _Optional[bytes] = ..., incarnation: _Optional[str] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class Up(_message.Message):
-    __slots__ = ("resume", "applied", "candidates", "findings", "again")
+    __slots__ = ("resume", "applied", "candidates", "findings", "again", "rotation")
     RESUME_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     FINDINGS_FIELD_NUMBER: _ClassVar[int]
     AGAIN_FIELD_NUMBER: _ClassVar[int]
+    ROTATION_FIELD_NUMBER: _ClassVar[int]
     resume: Resume
     applied: Applied
     candidates: Candidates
     findings: _containers.RepeatedCompositeFieldContainer[Finding]
     again: bool
-    def __init__(self, resume: _Optional[_Union[Resume, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., candidates: _Optional[_Union[Candidates, _Mapping]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., again: _Optional[bool] = ...) -> None: ...
+    rotation: RotationReport
+    def __init__(self, resume: _Optional[_Union[Resume, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., candidates: _Optional[_Union[Candidates, _Mapping]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., again: _Optional[bool] = ..., rotation: _Optional[_Union[RotationReport, _Mapping]] = ...) -> None: ...
+
+class RotationReport(_message.Message):
+    __slots__ = ("rotation", "stage", "statement", "question", "pairs", "proven", "waiting", "out", "into")
+    ROTATION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    PROVEN_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    OUT_FIELD_NUMBER: _ClassVar[int]
+    INTO_FIELD_NUMBER: _ClassVar[int]
+    rotation: str
+    stage: str
+    statement: bytes
+    question: int
+    pairs: int
+    proven: int
+    waiting: _containers.RepeatedScalarFieldContainer[str]
+    out: Gaps
+    into: Gaps
+    def __init__(self, rotation: _Optional[str] = ..., stage: _Optional[str] = ..., statement: _Optional[bytes] = ..., question: _Optional[int] = ..., pairs: _Optional[int] = ..., proven: _Optional[int] = ..., waiting: _Optional[_Iterable[str]] = ..., out: _Optional[_Union[Gaps, _Mapping]] = ..., into: _Optional[_Union[Gaps, _Mapping]] = ...) -> None: ...
+
+class Gaps(_message.Message):
+    __slots__ = ("p50", "worst")
+    P50_FIELD_NUMBER: _ClassVar[int]
+    WORST_FIELD_NUMBER: _ClassVar[int]
+    p50: float
+    worst: float
+    def __init__(self, p50: _Optional[float] = ..., worst: _Optional[float] = ...) -> None: ...
 
 class Resume(_message.Message):
     __slots__ = ("hello", "incarnation", "revision", "map_hash")
@@ -217,7 +249,7 @@ class Finding(_message.Message):
     def __init__(self, code: _Optional[str] = ..., subject: _Optional[str] = ..., verdict: _Optional[str] = ..., since: _Optional[float] = ..., at: _Optional[float] = ..., evidence: _Optional[str] = ...) -> None: ...
 
 class Down(_message.Message):
-    __slots__ = ("put", "gone", "from_revision", "to_revision", "map_hash", "snapshot", "more", "heartbeat", "mesh", "protocol")
+    __slots__ = ("put", "gone", "from_revision", "to_revision", "map_hash", "snapshot", "more", "heartbeat", "mesh", "protocol", "order")
     PUT_FIELD_NUMBER: _ClassVar[int]
     GONE_FIELD_NUMBER: _ClassVar[int]
     FROM_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +260,7 @@ class Down(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     MESH_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     put: _containers.RepeatedScalarFieldContainer[bytes]
     gone: _containers.RepeatedScalarFieldContainer[str]
     from_revision: int
@@ -238,7 +271,20 @@ class Down(_message.Message):
     heartbeat: Heartbeat
     mesh: MeshInfo
     protocol: int
-    def __init__(self, put: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[str]] = ..., from_revision: _Optional[int] = ..., to_revision: _Optional[int] = ..., map_hash: _Optional[bytes] = ..., snapshot: _Optional[bool] = ..., more: _Optional[bool] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., mesh: _Optional[_Union[MeshInfo, _Mapping]] = ..., protocol: _Optional[int] = ...) -> None: ...
+    order: RotationOrder
+    def __init__(self, put: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[str]] = ..., from_revision: _Optional[int] = ..., to_revision: _Optional[int] = ..., map_hash: _Optional[bytes] = ..., snapshot: _Optional[bool] = ..., more: _Optional[bool] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., mesh: _Optional[_Union[MeshInfo, _Mapping]] = ..., protocol: _Optional[int] = ..., order: _Optional[_Union[RotationOrder, _Mapping]] = ...) -> None: ...
+
+class RotationOrder(_message.Message):
+    __slots__ = ("rotation", "phase", "grant", "force")
+    ROTATION_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    rotation: str
+    phase: str
+    grant: int
+    force: bool
+    def __init__(self, rotation: _Optional[str] = ..., phase: _Optional[str] = ..., grant: _Optional[int] = ..., force: _Optional[bool] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("now", "revision", "findings", "seen_address")
@@ -323,7 +369,7 @@ class Tokens(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ...) -> None: ...
 
 class NodeState(_message.Message):
-    __slots__ = ("node", "connected", "since", "applied", "digest_ok", "verdict", "state", "ephemeral", "findings", "seen_address")
+    __slots__ = ("node", "connected", "since", "applied", "digest_ok", "verdict", "state", "ephemeral", "findings", "seen_address", "key_made_at")
     NODE_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
@@ -334,6 +380,7 @@ class NodeState(_message.Message):
     EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
     FINDINGS_FIELD_NUMBER: _ClassVar[int]
     SEEN_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    KEY_MADE_AT_FIELD_NUMBER: _ClassVar[int]
     node: Node
     connected: bool
     since: float
@@ -344,7 +391,8 @@ class NodeState(_message.Message):
     ephemeral: bool
     findings: _containers.RepeatedCompositeFieldContainer[Finding]
     seen_address: str
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., connected: _Optional[bool] = ..., since: _Optional[float] = ..., applied: _Optional[int] = ..., digest_ok: _Optional[bool] = ..., verdict: _Optional[str] = ..., state: _Optional[str] = ..., ephemeral: _Optional[bool] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., seen_address: _Optional[str] = ...) -> None: ...
+    key_made_at: float
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., connected: _Optional[bool] = ..., since: _Optional[float] = ..., applied: _Optional[int] = ..., digest_ok: _Optional[bool] = ..., verdict: _Optional[str] = ..., state: _Optional[str] = ..., ephemeral: _Optional[bool] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., seen_address: _Optional[str] = ..., key_made_at: _Optional[float] = ...) -> None: ...
 
 class NodeStates(_message.Message):
     __slots__ = ("nodes", "revision")
@@ -391,3 +439,79 @@ class CoordinatorStatus(_message.Message):
     release: str
     etcd: str
     def __init__(self, mesh: _Optional[_Union[MeshInfo, _Mapping]] = ..., revision: _Optional[int] = ..., nodes: _Optional[int] = ..., connected: _Optional[int] = ..., converged: _Optional[int] = ..., started: _Optional[float] = ..., release: _Optional[str] = ..., etcd: _Optional[str] = ...) -> None: ...
+
+class RotateRequest(_message.Message):
+    __slots__ = ("nodes", "tags", "all", "force", "reason")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    all: bool
+    force: bool
+    reason: str
+    def __init__(self, nodes: _Optional[_Iterable[str]] = ..., tags: _Optional[_Iterable[str]] = ..., all: _Optional[bool] = ..., force: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RotationState(_message.Message):
+    __slots__ = ("id", "actor", "opened_at", "targets", "force", "node", "phase", "waiting", "pairs", "proven", "done", "left", "failed", "ended", "gap", "cancelled", "closed_at", "turns_ended", "all_pairs", "all_proven")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    OPENED_AT_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    PROVEN_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    GAP_FIELD_NUMBER: _ClassVar[int]
+    CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_AT_FIELD_NUMBER: _ClassVar[int]
+    TURNS_ENDED_FIELD_NUMBER: _ClassVar[int]
+    ALL_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    ALL_PROVEN_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    actor: str
+    opened_at: float
+    targets: int
+    force: bool
+    node: str
+    phase: str
+    waiting: _containers.RepeatedScalarFieldContainer[str]
+    pairs: int
+    proven: int
+    done: int
+    left: int
+    failed: _containers.RepeatedCompositeFieldContainer[RotationEnded]
+    ended: _containers.RepeatedCompositeFieldContainer[RotationEnded]
+    gap: Gaps
+    cancelled: bool
+    closed_at: float
+    turns_ended: int
+    all_pairs: int
+    all_proven: int
+    def __init__(self, id: _Optional[str] = ..., actor: _Optional[str] = ..., opened_at: _Optional[float] = ..., targets: _Optional[int] = ..., force: _Optional[bool] = ..., node: _Optional[str] = ..., phase: _Optional[str] = ..., waiting: _Optional[_Iterable[str]] = ..., pairs: _Optional[int] = ..., proven: _Optional[int] = ..., done: _Optional[int] = ..., left: _Optional[int] = ..., failed: _Optional[_Iterable[_Union[RotationEnded, _Mapping]]] = ..., ended: _Optional[_Iterable[_Union[RotationEnded, _Mapping]]] = ..., gap: _Optional[_Union[Gaps, _Mapping]] = ..., cancelled: _Optional[bool] = ..., closed_at: _Optional[float] = ..., turns_ended: _Optional[int] = ..., all_pairs: _Optional[int] = ..., all_proven: _Optional[int] = ...) -> None: ...
+
+class RotationEnded(_message.Message):
+    __slots__ = ("node", "why", "pairs", "proven", "waiting", "out", "into")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    PROVEN_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    OUT_FIELD_NUMBER: _ClassVar[int]
+    INTO_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    why: str
+    pairs: int
+    proven: int
+    waiting: _containers.RepeatedScalarFieldContainer[str]
+    out: Gaps
+    into: Gaps
+    def __init__(self, node: _Optional[str] = ..., why: _Optional[str] = ..., pairs: _Optional[int] = ..., proven: _Optional[int] = ..., waiting: _Optional[_Iterable[str]] = ..., out: _Optional[_Union[Gaps, _Mapping]] = ..., into: _Optional[_Union[Gaps, _Mapping]] = ...) -> None: ...

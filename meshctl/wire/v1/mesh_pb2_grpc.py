@@ -349,6 +349,21 @@ class OperatorStub:
                 request_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.AppliedRequest.SerializeToString,
                 response_deserializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.AppliedReply.FromString,
                 _registered_method=True)
+        self.Rotate = channel.unary_unary(
+                '/meshctl.wire.v1.Operator/Rotate',
+                request_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.RotateRequest.SerializeToString,
+                response_deserializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.RotationState.FromString,
+                _registered_method=True)
+        self.Rotation = channel.unary_unary(
+                '/meshctl.wire.v1.Operator/Rotation',
+                request_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.SerializeToString,
+                response_deserializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.RotationState.FromString,
+                _registered_method=True)
+        self.RotationCancel = channel.unary_unary(
+                '/meshctl.wire.v1.Operator/RotationCancel',
+                request_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.SerializeToString,
+                response_deserializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.RotationState.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/meshctl.wire.v1.Operator/Status',
                 request_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.SerializeToString,
@@ -402,6 +417,24 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rotate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rotation(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotationCancel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -445,6 +478,21 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.Applied,
                     request_deserializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.AppliedRequest.FromString,
                     response_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.AppliedReply.SerializeToString,
+            ),
+            'Rotate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rotate,
+                    request_deserializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.RotateRequest.FromString,
+                    response_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.RotationState.SerializeToString,
+            ),
+            'Rotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rotation,
+                    request_deserializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.FromString,
+                    response_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.RotationState.SerializeToString,
+            ),
+            'RotationCancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotationCancel,
+                    request_deserializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.FromString,
+                    response_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.RotationState.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -642,6 +690,87 @@ class Operator:
             '/meshctl.wire.v1.Operator/Applied',
             meshctl_dot_wire_dot_v1_dot_mesh__pb2.AppliedRequest.SerializeToString,
             meshctl_dot_wire_dot_v1_dot_mesh__pb2.AppliedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rotate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshctl.wire.v1.Operator/Rotate',
+            meshctl_dot_wire_dot_v1_dot_mesh__pb2.RotateRequest.SerializeToString,
+            meshctl_dot_wire_dot_v1_dot_mesh__pb2.RotationState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rotation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshctl.wire.v1.Operator/Rotation',
+            meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.SerializeToString,
+            meshctl_dot_wire_dot_v1_dot_mesh__pb2.RotationState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotationCancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshctl.wire.v1.Operator/RotationCancel',
+            meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.SerializeToString,
+            meshctl_dot_wire_dot_v1_dot_mesh__pb2.RotationState.FromString,
             options,
             channel_credentials,
             insecure,
