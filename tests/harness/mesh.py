@@ -27,7 +27,7 @@ from meshctl.cli import local
 from meshctl.config import AgentConfig
 from meshctl.errors import MeshError
 from meshctl.mesh.admission import Token
-from meshctl.wire import operator
+from meshctl.wire import operator, turns
 from tests.harness.netns import Namespace, unique
 
 T = TypeVar("T")
@@ -102,6 +102,11 @@ class Machine:
                 self._process.kill()
                 self._process.wait()
 
+    def signal(self, number: int) -> None:
+        """To the program: SIGSTOP puts it to sleep, SIGCONT wakes it."""
+        assert self._process
+        self._process.send_signal(number)
+
     def asking(self, *words: str, stdin: str = "") -> Any:
         """What tests/harness/asking.py answers, run inside."""
         done = self.run(sys.executable, "-m", "tests.harness.asking", *words, stdin=stdin)
@@ -161,6 +166,14 @@ class Coordinator(Machine):
     def nodes(self) -> dict[str, operator.NodeState]:
         """Members by name."""
         return {state.node.name: state for state in operator.states(self.ask("NodeList", operator.nothing()))}
+
+    def keys(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`meshctl keys WORDS` on this machine."""
+        return self.run(*MESHCTL, "keys", *words, "--data-dir", str(self.data))
+
+    def rotation(self) -> turns.RotationState:
+        """The open rotation or the last one."""
+        return turns.state(self.ask("Rotation", operator.nothing()))
 
     def revoke(self, name: str) -> None:
         """Out for good."""
