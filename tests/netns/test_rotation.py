@@ -1,4 +1,4 @@
-"""Keys rotate in a real mesh: under traffic, in bad weather, with somebody asleep, and back again (NET-5, MESH-ROT-001).
+"""Keys rotate in a real mesh: under traffic, in bad weather, with a node asleep, and back again (NET-5, MESH-ROT-001).
 
 Real agents, wireguard-go, etcd and coordinator; kernels are asked by `wg`, what the operator sees is what it prints.
 """
@@ -18,8 +18,9 @@ from tests.harness.mesh import MESHCTL, READY_S, Lab, Node, until
 pytestmark = pytest.mark.root
 
 # WireGuard's handshake initiation begins with a 1 (its message type), behind 8 bytes of UDP header.
-NO_HANDSHAKES = "add table ip deaf; add chain ip deaf in { type filter hook input priority 0; }; " \
-    "add rule ip deaf in udp dport 51820 @th,64,8 1 drop"  # fmt: skip
+NO_HANDSHAKES = """
+table ip deaf { chain in { type filter hook input priority 0; udp dport 51820 @th,64,8 1 drop; } }
+"""
 
 
 @dataclass

@@ -144,7 +144,10 @@ def test_cancelled_rotation_has_no_second_tries() -> None:
     assert turn.failed[0].why == "it did not say whether it switched"
 
 
-@given(st.lists(st.sampled_from(["ready", "switched", "proven", "back", "late", "away", "cancel", "stale"]), max_size=60))
+HAPPENINGS = ["ready", "switched", "proven", "back", "late", "away", "cancel", "stale"]
+
+
+@given(st.lists(st.sampled_from(HAPPENINGS), max_size=60))
 def test_whatever_happens_every_target_ends_once_and_the_queue_ends(happenings: list[str]) -> None:
     turn = START
     for what in happenings:
