@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from coordinator.feed import Feed
 from coordinator.presence import PresenceTable
-from meshctl.mesh import integrity
+from meshctl.mesh import integrity, judges
 from meshctl.mesh.integrity import Row, Verdict
 from meshctl.mesh.model import NodeId
 from meshctl.wire.codec import FindingRow
@@ -56,7 +56,7 @@ class Asymmetry:
         """One row per pair of `node` whose ends disagree for longer than the check's grace."""
         now, rows = time.time(), []
         for peer in self._says.get(node, frozenset()) ^ self._accused.get(node, set()):
-            reading = integrity.asymmetry(peer, self._row(node, peer), self._row(peer, node), now=now)
+            reading = judges.asymmetry(peer, self._row(node, peer), self._row(peer, node), now=now)
             pair = _pair(node, peer)
             if reading.verdict is not Verdict.FAILED:
                 self._since.pop(pair, None)

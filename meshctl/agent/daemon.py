@@ -50,7 +50,7 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
         reconciler.wake.set()
 
     def told() -> Report | None:
-        return report(sources, surroundings.candidates(), rotor.report)
+        return report(sources, surroundings.candidates())
 
     peers = Peers(book, lambda: reconciler)
     prober = Prober(identity, peers.endpoint_of, surroundings.seen, peers.may_ping)
@@ -68,7 +68,8 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     )
     follower.on_order, prober.on_go = rotor.wake.set, rotor.go
     health = Health(prober)
-    sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link)
+    health.gaps = rotor.gap_of
+    sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 
     loops.write_guard(store, config.interface, keeper.member.mesh.prefixes)

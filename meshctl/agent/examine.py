@@ -13,7 +13,7 @@ from meshctl.agent.device import Device
 from meshctl.agent.picture import Sources
 from meshctl.errors import MeshError
 from meshctl.events import Events, FindingClosed, FindingOpened
-from meshctl.mesh import integrity, limits
+from meshctl.mesh import integrity, judges, limits
 from meshctl.mesh.integrity import Reading
 from meshctl.mesh.interface import Session
 from meshctl.mesh.keys import PublicKey
@@ -81,24 +81,28 @@ class Examiner:
     def _node(self) -> Iterator[Reading]:
         now, outcome, beat = time.monotonic(), self._from.reconciler.outcome, self._from.link.beat
         if outcome.at:
-            yield integrity.drift(outcome.repaired, outcome.repaired_at, outcome.error, now=outcome.at)
+            yield judges.drift(outcome.repaired, outcome.repaired_at, outcome.error, now=outcome.at)
         server = beat.revision if beat else 0
         age = now - self._from.link.beat_at if beat else None
-        yield integrity.lag(outcome.revision, server, age, tuple(self._from.book.refused.values()), now=now)
-        yield integrity.keys(self._from.keeper.key_age_s, self._from.keeper.left_s, now=now)
+        yield judges.lag(outcome.revision, server, age, tuple(self._from.book.refused.values()), now=now)
+        yield judges.keys(self._from.keeper.key_age_s, self._from.keeper.left_s, now=now)
         fresh = beat is not None and now - self._from.link.beat_at < 60
         offsets = (e.offset_s for e in self._from.prober.echoes().values() if e.offset_s is not None)
-        yield integrity.clock(self._from.link.clock_offset_s if fresh else None, offsets, now=now)
+        yield judges.clock(self._from.link.clock_offset_s if fresh else None, offsets, now=now)
 
     def _peers(self, peers: Iterable[Node]) -> Iterator[Reading]:
         now, wall, sessions = time.monotonic(), time.time(), self._from.reconciler.outcome.sessions
         for node in peers:
             session = sessions.get(node.statement.wireguard)
             age = wall - session.last_handshake if session and session.last_handshake else None
-            yield integrity.handshake(node.id, age, self._was_sent(node.statement.wireguard, session), now=now)
+            yield judges.handshake(node.id, age, self._was_sent(node.statement.wireguard, session), now=now)
             echo = self._from.prober.echo(node.id)
-            yield integrity.path(node.id, echo, now=now)
-            yield integrity.identity(node.id, echo, now=now)
+            yield judges.path(node.id, echo, now=now)
+            yield judges.identity(node.id, echo, now=now)
+            moved_at, agreed_at = self._from.rotor.moved_at(node.id), self._from.prober.agreed_at(node.id)
+            changed = None if moved_at is None else wall - moved_at
+            agreed = None if agreed_at is None else now - agreed_at
+            yield judges.rotation(node.id, changed, age, agreed, now=now)
 
     def _was_sent(self, key: PublicKey, session: Session | None) -> bool:
         """Whether bytes went to this peer since its last handshake."""
@@ -127,4 +131,4 @@ class Examiner:
         self._leaks = {a: name for a, name in self._leaks.items() if a not in names} | {a: names[a] for a in leaks}
         closed = not self._from.reconciler.outcome.error  # the fail-closed routes are part of the plan
         words = [f"{name} ({address}) would leave by another interface" for address, name in self._leaks.items()]
-        return [integrity.routes(words, closed, now=now)]
+        return [judges.routes(words, closed, now=now)]

@@ -21,7 +21,7 @@ from meshctl.wire.codec import FindingRow
 from meshctl.wire.http import Handler, Request, Response
 
 if TYPE_CHECKING:
-    from prometheus_client.core import Metric
+    from prometheus_client.core import GaugeMetricFamily, Metric
 
 _LOOP_STUCK_S: Final = 10.0  # five rounds of the slowest loop
 _PEER_SERIES: Final = 200  # peers with series of their own, the worst first
@@ -39,6 +39,8 @@ class Health:
         self.findings: tuple[Finding, ...] = ()
         self.revision = 0  # applied
         self._prober, self._monotonic, self._wall = prober, monotonic, wall
+        # Seconds that packets to a peer stood still when our key last changed, and when its did; 0: not measured.
+        self.gaps: Callable[[NodeId], tuple[float, float]] = lambda _: (0.0, 0.0)
         self._names: Mapping[NodeId, str] = {}
         self._readings: dict[Key, Reading] = {}
         self._beats: dict[str, float] = {}
@@ -174,7 +176,7 @@ class Health:
             loss.add_metric([self.name(node)], echo.loss)
             if echo.rtt_s is not None:
                 rtt.add_metric([self.name(node)], echo.rtt_s)
-        yield from (rtt, loss)
+        yield from (rtt, loss, self._gaps())
         yield GaugeMetricFamily("meshctl_revision_applied", "Registry revision in force", value=self.revision)
         yield GaugeMetricFamily("meshctl_ready", "1 when /readyz says yes", value=integrity.ready(self.rows))
         prober = self._prober
@@ -184,6 +186,18 @@ class Health:
         for code, count in sorted(prober.drops.items()):
             drops.add_metric([code], count)
         yield drops
+
+
+    def _gaps(self) -> GaugeMetricFamily:
+        from prometheus_client.core import GaugeMetricFamily
+
+        what = "How long packets to a peer stood still in the last rotation of either end, worst peers only"
+        gaps = GaugeMetricFamily("meshctl_peer_rotation_gap_seconds", what, labels=["peer", "rotated"])
+        for node, _ in self.worst():
+            for who, seconds in zip(("self", "peer"), self.gaps(node), strict=True):
+                if seconds:
+                    gaps.add_metric([self.name(node), who], seconds)
+        return gaps
 
 
 def _answer(request: Request, fine: bool, words: str, more: Mapping[str, Any]) -> Response:

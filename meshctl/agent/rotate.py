@@ -55,7 +55,7 @@ class Rotor:
         self.identity: Identity = store.identity()
         self.report: Report | None = None
         self.wake = asyncio.Event()
-        self.gaps = Gaps(), Gaps()  # of the last switch: from here to the peers, and back
+        self._gaps: dict[NodeId, tuple[float, float]] = {}  # seconds: when our key last changed, and the peer's
         self._store, self._keeper, self._book, self._link = store, keeper, book, link
         self._reconciler, self._prober, self._events = reconciler, prober, events
         self._changed, self._tell = changed, tell
@@ -64,6 +64,7 @@ class Rotor:
         self._question, self._asked_at = 0, float("-inf")
         self._switched_at = 0.0  # monotonic
         self._lived: frozenset[NodeId] = frozenset()  # peers with a live tunnel when we switched
+        self._unseen: set[NodeId] = set()  # of those, without a gap yet
         self._began: Mapping[PublicKey, int] = {}  # bytes received from each peer when the turn began
         self._began_at = self._kicked_at = self._told_at = float("-inf")
         self._keys: dict[NodeId, PublicKey] = {}
@@ -83,6 +84,10 @@ class Rotor:
         """When the key of either end last changed, in unix seconds; None: not since this process began."""
         own = self._saved.switched_at if self._saved and self._saved.stage != Stage.PREPARED else self._own_moved_at
         return max(own, self._moved.get(peer, 0.0)) or None
+
+    def gap_of(self, peer: NodeId) -> tuple[float, float]:
+        """Seconds that packets to a peer stood still when our key last changed, and when the peer's did."""
+        return self._gaps.get(peer, (0.0, 0.0))
 
     def noticed(self) -> None:
         """The map moved: peers with another key are measured from now on."""
@@ -177,6 +182,7 @@ class Rotor:
             self._reconciler.wake.set()
         self._switched_at = time.monotonic()
         self._lived = frozenset(node.id for node in live)
+        self._unseen = set(self._lived)
         self._announce(saved, returned=False)
         self._prober.kick(self._lived)  # at once: so our own initiation is spent before a peer's can cross it
 
@@ -298,6 +304,7 @@ class Rotor:
             session, at = self._session(node), self._moved[node.id]
             if session and session.last_handshake > at:
                 self._prober.measured(node.id, session.last_handshake - at)
+                self._gaps[node.id] = self.gap_of(node.id)[0], session.last_handshake - at
                 self._unmeasured.discard(node.id)
             elif time.time() - at > rotation.BACK_AFTER_S:
                 self._unmeasured.discard(node.id)
@@ -341,12 +348,17 @@ class Rotor:
         unproven = self._unproven()
         lived = [node for node in self._peers() if node.id in self._lived]
         stage = Stage.BACK if saved.stage == Stage.BACK else Stage.SWITCHED if self._unsettled() else Stage.PROVEN
-        self.gaps = self._gaps(lived, saved.switched_at)
+        out = self._stood_still(lived, saved.switched_at)
+        into = Gaps.of(gap for node in lived if (gap := self._prober.span_s(node.id)))
         waiting = tuple(unproven[: rotation.NAMED])
         proven, stated = len(lived) - len(unproven), self.statement.signed
-        return Report(saved.rotation, stage, stated, self._question, len(lived), proven, waiting, *self.gaps)
+        return Report(saved.rotation, stage, stated, self._question, len(lived), proven, waiting, out, into)
 
-    def _gaps(self, lived: list[Node], switched_at: float) -> tuple[Gaps, Gaps]:
-        sessions = (self._session(node) for node in lived if self._is_proven(node))
-        out = Gaps.of(session.last_handshake - switched_at for session in sessions if session)
-        return out, Gaps.of(span for node in lived if (span := self._prober.span_s(node.id)))
+    def _stood_still(self, lived: list[Node], switched_at: float) -> Gaps:
+        """How long packets from here waited for a session, per proven pair: by its first handshake, not a later one."""
+        for node in lived:
+            session = self._session(node)
+            if session and node.id in self._unseen and self._is_proven(node):
+                self._unseen.discard(node.id)
+                self._gaps[node.id] = session.last_handshake - switched_at, self.gap_of(node.id)[1]
+        return Gaps.of(self.gap_of(node.id)[0] for node in lived if node.id not in self._unseen)
