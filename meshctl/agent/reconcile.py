@@ -75,6 +75,7 @@ class Reconciler:
         self.wake = asyncio.Event()
         self.announced = 0  # changes of links, addresses, routes and rules that the kernel told of
         self.passed = asyncio.Event()
+        self.pass_s = 0.0  # how long the last pass took
         self._surroundings = surroundings
         self._device, self._desire, self._events, self._started, self._moved = device, desire, events, started, moved
         self._attempts: dict[PublicKey, liveness.Attempts] = {}
@@ -112,7 +113,7 @@ class Reconciler:
 
     async def once(self) -> Outcome:
         """One pass. A failure is an outcome with `error`; what could be applied was."""
-        before = self.outcome
+        before, begun = self.outcome, time.monotonic()
         try:
             async with self._one_at_a_time:
                 self.outcome = await self._pass()
@@ -123,6 +124,7 @@ class Reconciler:
             self.outcome = replace(before, at=time.monotonic(), steps=(), error=error.what)
         if before.news != self.outcome.news:
             self._moved()
+        self.pass_s = time.monotonic() - begun
         self.passed.set()
         self.passed.clear()
         return self.outcome

@@ -50,6 +50,9 @@ class Rotor:
         events: Events,
         changed: Callable[[], None],
         tell: Callable[[], None],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         """`changed` hears that this node or a peer has another key in force, `tell` that `report` is news."""
         self.identity: Identity = store.identity()
@@ -58,7 +61,7 @@ class Rotor:
         self._gaps: dict[NodeId, tuple[float, float]] = {}  # seconds: when our key last changed, and the peer's
         self._store, self._keeper, self._book, self._link = store, keeper, book, link
         self._reconciler, self._prober, self._events = reconciler, prober, events
-        self._changed, self._tell = changed, tell
+        self._changed, self._tell, self._monotonic, self._wall = changed, tell, monotonic, wall
         self._saved: SavedRotation | None = store.rotation()
         self.statement: Statement = self._state(self.identity.wireguard, self._serial)
         self._question, self._asked_at = 0, float("-inf")
@@ -91,7 +94,7 @@ class Rotor:
 
     def noticed(self) -> None:
         """The map moved: peers with another key are measured from now on."""
-        now, before = time.time(), self._keys
+        now, before = self._wall(), self._keys
         self._keys = {node.id: node.statement.wireguard for node in self._book.roster.nodes.values()}
         for node in before.keys() & self._keys.keys():
             if before[node] != self._keys[node]:
@@ -136,7 +139,7 @@ class Rotor:
             case Act.DISCARD:
                 await self._end()
             case Act.ASK:
-                self._question, self._asked_at = secrets.randbits(31) | 1, time.monotonic()
+                self._question, self._asked_at = secrets.randbits(31) | 1, self._monotonic()
             case Act.SWITCH:
                 await self._switch()
             case Act.BACK:
@@ -159,7 +162,7 @@ class Rotor:
         self._next = self._state(key, serial)
         sessions = self._reconciler.outcome.sessions
         self._began = {peer: session.rx_bytes for peer, session in sessions.items()}
-        self._began_at = time.monotonic()
+        self._began_at = self._monotonic()
         self._asked_at = float("-inf")
 
     async def _switch(self) -> None:
@@ -167,9 +170,9 @@ class Rotor:
         assert saved is not None
         key = PrivateKey(saved.next)
         live = [node for node in self._peers() if self._is_live(node)]
-        switched = replace(saved, stage=Stage.SWITCHED, switched_at=time.time())
+        switched = replace(saved, stage=Stage.SWITCHED, switched_at=self._wall())
         await self._save(switched)
-        holds = zip((node.id for node in live), rotation.holds_s(live), strict=True)
+        holds = zip((node.id for node in live), rotation.holds_s(live, self._reconciler.pass_s), strict=True)
 
         def first() -> None:
             self._prober.go(holds, saved.serial)
@@ -180,7 +183,7 @@ class Rotor:
             self._saved = replace(switched, switched_at=at)
         except MeshError:  # what is in force is what the next pass works towards
             self._reconciler.wake.set()
-        self._switched_at = time.monotonic()
+        self._switched_at = self._monotonic()
         self._lived = frozenset(node.id for node in live)
         self._unseen = set(self._lived)
         self._announce(saved, returned=False)
@@ -190,7 +193,7 @@ class Rotor:
         saved = self._saved
         assert saved is not None
         serial = saved.serial + 1
-        await self._save(replace(saved, stage=Stage.BACK, serial=serial, switched_at=time.time()))
+        await self._save(replace(saved, stage=Stage.BACK, serial=serial, switched_at=self._wall()))
         self._put_in_force(PrivateKey(saved.previous), serial)
         self._announce(saved, returned=True)
         self._reconciler.wake.set()
@@ -254,7 +257,7 @@ class Rotor:
         if session is None or key not in self._reconciler.outcome.alive:
             return False
         heard_at = self._prober.echo(node.id).last_ok_at
-        now = time.monotonic()
+        now = self._monotonic()
         answers = heard_at is not None and now - heard_at < rotation.SILENT_AFTER_S
         unsure = now - self._began_at < rotation.SILENT_AFTER_S
         return answers or unsure or session.rx_bytes > self._began.get(key, 0)
@@ -271,7 +274,7 @@ class Rotor:
     def _unsettled(self) -> list[NodeId]:
         """The unproven, and for a moment those who have not told yet how long they stood still."""
         unproven = self._unproven()
-        if time.monotonic() - self._switched_at > MEASURED_WITHIN_S:
+        if self._monotonic() - self._switched_at > MEASURED_WITHIN_S:
             return unproven
         return unproven + [node for node in self._lived if node not in unproven and not self._prober.span_s(node)]
 
@@ -281,9 +284,9 @@ class Rotor:
         return bool(handshake) and agreed is not None and agreed > self._switched_at
 
     def _view(self) -> View:
-        now, saved = time.monotonic(), self._saved
+        now, saved = self._monotonic(), self._saved
         prepared = saved is not None and saved.stage == Stage.PREPARED
-        ages = (time.time() - s.last_handshake for s in self._reconciler.outcome.sessions.values())
+        ages = (self._wall() - s.last_handshake for s in self._reconciler.outcome.sessions.values())
         lived = sum(node.id in self._lived for node in self._peers()) if saved and not prepared else 0
         return View(
             connected=self._link.connected,
@@ -306,13 +309,13 @@ class Rotor:
                 self._prober.measured(node.id, session.last_handshake - at)
                 self._gaps[node.id] = self.gap_of(node.id)[0], session.last_handshake - at
                 self._unmeasured.discard(node.id)
-            elif time.time() - at > rotation.BACK_AFTER_S:
+            elif self._wall() - at > rotation.BACK_AFTER_S:
                 self._unmeasured.discard(node.id)
         if self._unmeasured:
             self._reconciler.wake.set()
 
     def _kick(self) -> None:
-        saved, now = self._saved, time.monotonic()
+        saved, now = self._saved, self._monotonic()
         if saved is None or now - self._kicked_at < KICK_EVERY_S:
             return
         self._kicked_at = now
@@ -323,7 +326,7 @@ class Rotor:
     # ---- telling -----------------------------------------------------------------------------------------------------
 
     def _tell_if_news(self) -> None:
-        said, now = self._compose(), time.monotonic()
+        said, now = self._compose(), self._monotonic()
         if said is None and self.report is None:
             return
         old = self.report
@@ -339,7 +342,7 @@ class Rotor:
             return None
         if saved.stage == Stage.PREPARED:
             lacking = self._lacking()
-            asked = time.monotonic() - self._asked_at < rotation.GRANT_S
+            asked = self._monotonic() - self._asked_at < rotation.GRANT_S
             stage = Stage.READY if asked else Stage.PREPARED
             self._next = self._next or self._state(PrivateKey(saved.next), saved.serial)
             stated, live = self._next.signed, sum(map(self._is_live, self._peers()))
