@@ -49,7 +49,7 @@ SUITE = (
     " tests/contract/test_device.py tests/contract/test_guard.py -k kernel"
 )
 BENCH = "python -B tests/bench/reconcile.py"
-ROTATION = "python -B -m tests.bench.rotation --runs 3 --rate 50 --nodes 3 --udp-only"
+ROTATION = "python -B -m tests.bench.rotation --runs 2 --rate 50 --nodes 3 --udp-only"
 WORK = {"device": f"{SUITE} && {BENCH} kernel 100 1000", "rotation": ROTATION}
 
 INIT = f"""#!/bin/busybox sh
