@@ -1,4 +1,4 @@
-"""This node's turn in a rotation, and what its peers' turns mean here (NET-5, MESH-ROT-001).
+"""This node's turn in a rotation; what its peers' turns mean is in moves.py (NET-5, MESH-ROT-001).
 
 mesh/rotation.py says what to do next; this file does it. The order of a switch is what loses nothing: the new key is
 sealed on disk, "go" is sent through the tunnels that still stand, the key is set in the same breath, and only then do
@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from meshctl.agent.book import Book
 from meshctl.agent.follow import Link
+from meshctl.agent.moves import Moves
 from meshctl.agent.prober import Prober
 from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
@@ -47,6 +48,7 @@ class Rotor:
         link: Link,
         reconciler: Reconciler,
         prober: Prober,
+        moves: Moves,
         events: Events,
         changed: Callable[[], None],
         tell: Callable[[], None],
@@ -54,25 +56,22 @@ class Rotor:
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`changed` hears that this node or a peer has another key in force, `tell` that `report` is news."""
+        """`changed` hears that this node has another key in force, `tell` that `report` is news."""
         self.identity: Identity = store.identity()
         self.report: Report | None = None
         self.wake = asyncio.Event()
-        self._gaps: dict[NodeId, tuple[float, float]] = {}  # seconds: when our key last changed, and the peer's
+        self._gaps: dict[NodeId, float] = {}  # seconds that packets to a peer stood still when our key last changed
         self._store, self._keeper, self._book, self._link = store, keeper, book, link
-        self._reconciler, self._prober, self._events = reconciler, prober, events
+        self._reconciler, self._prober, self._moves, self._events = reconciler, prober, moves, events
         self._changed, self._tell, self._monotonic, self._wall = changed, tell, monotonic, wall
         self._saved: SavedRotation | None = store.rotation()
         self.statement: Statement = self._state(self.identity.wireguard, self._serial)
         self._question, self._asked_at = 0, float("-inf")
         self._switched_at = 0.0  # monotonic
-        self._lived: frozenset[NodeId] = frozenset()  # peers with a live tunnel when we switched
+        self._lived: frozenset[NodeId] | None = None  # peers with a live tunnel when we switched; None: to be recalled
         self._unseen: set[NodeId] = set()  # of those, without a gap yet
         self._began: Mapping[PublicKey, int] = {}  # bytes received from each peer when the turn began
         self._began_at = self._kicked_at = self._told_at = float("-inf")
-        self._keys: dict[NodeId, PublicKey] = {}
-        self._moved: dict[NodeId, float] = {}  # peers whose key changed: when, in unix seconds
-        self._unmeasured: set[NodeId] = set()
         self._own_moved_at = 0.0  # unix seconds of our last switch, when its turn is over
         self._next: Statement | None = None  # signed once a turn: peers would verify each signature anew
 
@@ -86,33 +85,11 @@ class Rotor:
     def moved_at(self, peer: NodeId) -> float | None:
         """When the key of either end last changed, in unix seconds; None: not since this process began."""
         own = self._saved.switched_at if self._saved and self._saved.stage != Stage.PREPARED else self._own_moved_at
-        return max(own, self._moved.get(peer, 0.0)) or None
+        return max(own, self._moves.at(peer)) or None
 
     def gap_of(self, peer: NodeId) -> tuple[float, float]:
         """Seconds that packets to a peer stood still when our key last changed, and when the peer's did."""
-        return self._gaps.get(peer, (0.0, 0.0))
-
-    def noticed(self) -> None:
-        """The map moved: peers with another key are measured from now on."""
-        now, before = self._wall(), self._keys
-        self._keys = {node.id: node.statement.wireguard for node in self._book.roster.nodes.values()}
-        for node in before.keys() & self._keys.keys():
-            if before[node] != self._keys[node]:
-                self._moved[node] = now
-                self._unmeasured.add(node)
-                self._prober.measured(node, 0.0)
-        self._moved = {node: at for node, at in self._moved.items() if node in self._keys}
-        self._unmeasured &= self._keys.keys()
-        if self._unmeasured:
-            self.wake.set()
-
-    def go(self, peer: NodeId, serial: int, hold_s: float) -> None:
-        """A peer switches: follow it once it surely has."""
-        asyncio.get_running_loop().call_later(min(hold_s, rotation.GRANT_S), self._follow, peer, serial)
-
-    def _follow(self, peer: NodeId, serial: int) -> None:
-        if self._book.promote(peer, serial):
-            self._changed()
+        return self._gaps.get(peer, 0.0), self._moves.gap(peer)
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
@@ -124,7 +101,8 @@ class Rotor:
                 await self._once()
             except MeshError:  # a disk that is full: nothing was switched
                 await asyncio.sleep(REPEAT_EVERY_S)
-            pause = LOOK_EVERY_S if self._saved or self._unmeasured or self._link.order else None
+            busy = self._moves.measure() or self._saved or self._link.order
+            pause = LOOK_EVERY_S if busy else None
             try:
                 async with asyncio.timeout(pause):
                     await self.wake.wait()
@@ -132,7 +110,7 @@ class Rotor:
                 pass
 
     async def _once(self) -> None:
-        self._measure()
+        self._recall()
         match rotation.act(self._hand, self._view()):
             case Act.PREPARE:
                 await self._prepare()
@@ -223,6 +201,13 @@ class Rotor:
         self._events.emit(KeySwitched(rotation=saved.rotation, serial=serial, wireguard=key, returned=returned))
         self._changed()
 
+    def _recall(self) -> None:
+        """A restart after the switch: whom WireGuard still counts as alive are those to be proven."""
+        if self._lived is None and self._reconciler.outcome.at:
+            alive = self._reconciler.outcome.alive
+            self._lived = frozenset(node.id for node in self._peers() if node.statement.wireguard in alive)
+            self._unseen, self._switched_at = set(), self._monotonic()
+
     # ---- looking -----------------------------------------------------------------------------------------------------
 
     @property
@@ -267,16 +252,20 @@ class Rotor:
         serial = self._saved.serial if self._saved else 0
         return [n.id for n in self._peers() if self._is_live(n) and self._prober.held(n.id) < serial]
 
+    def _lived_peers(self) -> list[Node]:
+        return [node for node in self._peers() if node.id in (self._lived or ())]
+
     def _unproven(self) -> list[NodeId]:
         """Peers that lived before the switch and have not proven themselves since."""
-        return [node.id for node in self._peers() if node.id in self._lived and not self._is_proven(node)]
+        return [node.id for node in self._lived_peers() if not self._is_proven(node)]
 
     def _unsettled(self) -> list[NodeId]:
         """The unproven, and for a moment those who have not told yet how long they stood still."""
         unproven = self._unproven()
         if self._monotonic() - self._switched_at > MEASURED_WITHIN_S:
             return unproven
-        return unproven + [node for node in self._lived if node not in unproven and not self._prober.span_s(node)]
+        proven = (node.id for node in self._lived_peers() if node.id not in unproven)
+        return unproven + [node for node in proven if not self._prober.span_s(node)]
 
     def _is_proven(self, node: Node) -> bool:
         session, agreed = self._session(node), self._prober.agreed_at(node.id)
@@ -287,7 +276,7 @@ class Rotor:
         now, saved = self._monotonic(), self._saved
         prepared = saved is not None and saved.stage == Stage.PREPARED
         ages = (self._wall() - s.last_handshake for s in self._reconciler.outcome.sessions.values())
-        lived = sum(node.id in self._lived for node in self._peers()) if saved and not prepared else 0
+        lived = len(self._lived_peers()) if saved and not prepared else 0
         return View(
             connected=self._link.connected,
             order=self._link.order,
@@ -300,19 +289,6 @@ class Rotor:
             proven=lived - len(self._unproven()) if lived else 0,
             registered=self._registered.statement.serial,
         )
-
-    def _measure(self) -> None:
-        """How long each peer that switched stood still for us: known when its new session is."""
-        for node in [n for n in self._peers() if n.id in self._unmeasured]:
-            session, at = self._session(node), self._moved[node.id]
-            if session and session.last_handshake > at:
-                self._prober.measured(node.id, session.last_handshake - at)
-                self._gaps[node.id] = self.gap_of(node.id)[0], session.last_handshake - at
-                self._unmeasured.discard(node.id)
-            elif self._wall() - at > rotation.BACK_AFTER_S:
-                self._unmeasured.discard(node.id)
-        if self._unmeasured:
-            self._reconciler.wake.set()
 
     def _kick(self) -> None:
         saved, now = self._saved, self._monotonic()
@@ -340,6 +316,8 @@ class Rotor:
         saved = self._saved
         if saved is None or (self._link.order is None and saved.stage == Stage.PREPARED):
             return None
+        if self._lived is None and saved.stage != Stage.PREPARED:  # just started: nothing is known yet
+            return None
         if saved.stage == Stage.PREPARED:
             lacking = self._lacking()
             asked = self._monotonic() - self._asked_at < rotation.GRANT_S
@@ -349,7 +327,7 @@ class Rotor:
             waiting = tuple(lacking[: rotation.NAMED])
             return Report(saved.rotation, stage, stated, self._question, live, 0, waiting)
         unproven = self._unproven()
-        lived = [node for node in self._peers() if node.id in self._lived]
+        lived = self._lived_peers()
         stage = Stage.BACK if saved.stage == Stage.BACK else Stage.SWITCHED if self._unsettled() else Stage.PROVEN
         out = self._stood_still(lived, saved.switched_at)
         into = Gaps.of(gap for node in lived if (gap := self._prober.span_s(node.id)))
@@ -363,5 +341,5 @@ class Rotor:
             session = self._session(node)
             if session and node.id in self._unseen and self._is_proven(node):
                 self._unseen.discard(node.id)
-                self._gaps[node.id] = session.last_handshake - switched_at, self.gap_of(node.id)[1]
-        return Gaps.of(self.gap_of(node.id)[0] for node in lived if node.id not in self._unseen)
+                self._gaps[node.id] = session.last_handshake - switched_at
+        return Gaps.of(self._gaps[node.id] for node in lived if node.id in self._gaps and node.id not in self._unseen)

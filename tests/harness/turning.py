@@ -19,6 +19,7 @@ from typing import Any
 
 from meshctl.agent.follow import Link
 from meshctl.agent.join import Member
+from meshctl.agent.moves import Moves
 from meshctl.agent.rotate import Rotor
 from meshctl.agent.store import SavedMembership, SavedRotation
 from meshctl.crypto.identity import Identity, public_key
@@ -113,16 +114,20 @@ class Turner:
             echo=lambda n: Echo(last_ok_at=self.pair(n).ok_at),
         )  # fmt: skip
         self.reconciler = SimpleNamespace(
-            outcome=SimpleNamespace(sessions={}, alive=frozenset()), wake=asyncio.Event(), pass_s=0.0,
+            outcome=SimpleNamespace(sessions={}, alive=frozenset(), at=0.0), wake=asyncio.Event(), pass_s=0.0,
             switch_key=self.switch_key,
         )  # fmt: skip
         self.look()
-        fakes: Any = self.disk, self.keeper, self.computer.book, self.link, self.reconciler, prober
+        wall = lambda: START + self.mesh.now  # noqa: E731
+        fakes: Any = self.computer.book, self.reconciler, prober
+        self.moves = Moves(*fakes, lambda: self.moves.noticed(), wall=wall)
+        more: Any = self.keeper, self.computer.book, self.link, self.reconciler, prober, self.moves
+        disk: Any = self.disk
         self.rotor = Rotor(
-            *fakes, self.mesh.world.events, changed=lambda: self.rotor.noticed(), tell=lambda: None,
-            monotonic=lambda: self.mesh.now, wall=lambda: START + self.mesh.now,
+            disk, *more, self.mesh.world.events, changed=lambda: None, tell=lambda: None,
+            monotonic=lambda: self.mesh.now, wall=wall,
         )  # fmt: skip
-        self.rotor.noticed()
+        self.moves.noticed()
 
     def pair(self, peer: NodeId) -> Pair:
         return self.pairs.setdefault(peer, Pair())
@@ -131,7 +136,7 @@ class Turner:
         for peer, hold in holds:
             other = self.mesh.nodes.get(peer)
             if other and other.up and self.mesh.carries(self, other):
-                follow = partial(other.rotor._follow, self.computer.id, serial)
+                follow = partial(other.moves.follow, self.computer.id, serial)
                 self.mesh.later.append((self.mesh.now + hold, follow))
 
     async def switch_key(self, key: PrivateKey, first: Callable[[], None]) -> float:
@@ -145,7 +150,7 @@ class Turner:
         wall = START + self.mesh.now
         rows = {k: Session(None, START + at if at else 0.0, 0, 0) for k, at in self.kernel.peers.items()}
         fresh = frozenset(k for k, s in rows.items() if s.last_handshake and wall - s.last_handshake < REJECT_S)
-        self.reconciler.outcome = SimpleNamespace(sessions=rows, alive=fresh)
+        self.reconciler.outcome = SimpleNamespace(sessions=rows, alive=fresh, at=self.mesh.now)
 
     def reconcile(self) -> None:
         """The kernel is made what the book and the rotor say."""
@@ -159,7 +164,7 @@ class Turner:
         self.link.connected = True
         with suppress(MeshError):
             if await self.computer.sync(coordinator) or True:
-                self.rotor.noticed()
+                self.moves.noticed()
         self.link.order = coordinator.rotations.order(self.computer.id)
 
     async def report(self, coordinator: Coordinator) -> None:
@@ -268,6 +273,7 @@ class Turning:
         for node in list(self.nodes.values()):
             if node.up:
                 node.look()
+                node.moves.measure()
                 await node.rotor._once()
                 if node.online:
                     await node.report(coordinators[node.at % len(coordinators)])
