@@ -1,7 +1,7 @@
 """What it means here that a peer has another key: follow it at the right moment, and measure how long we stood still
 (NET-5, MESH-ROT-001).
 
-A peer's key changes because it says "go" through the tunnel or because the map says so: both end in the book, then here.
+A peer says "go" through the tunnel, or the map says that its key changed: both end in the book, and then here.
 The reconciler moves the peer; nothing here touches WireGuard.
 """
 
