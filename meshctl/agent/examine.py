@@ -20,7 +20,7 @@ from meshctl.mesh.keys import PublicKey
 from meshctl.mesh.model import Address, Node
 
 EVERY_S = 2.0  # as often as peers are echoed; what the reconciler finds is looked at at once
-ROUTES_EVERY_S = 30.0  # a lookup costs 0.4 ms: asked at every turn it was most of an idle agent's work (measured)
+ROUTES_EVERY_S = 30.0  # changes are announced: this bounds what a lost announcement costs
 ROUTES_AT_ONCE = 64  # peers looked at in one turn
 
 

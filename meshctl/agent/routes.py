@@ -20,6 +20,7 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meshctl.agent.lookup import RouteLookup
 from meshctl.errors import EnvironmentFault
 from meshctl.mesh.interface import AddressOnLink, Route, network
 from meshctl.mesh.model import Address, Network
@@ -124,12 +125,12 @@ class Host:
     """The one link we may change, and what is around it."""
 
     def __init__(self, interface: str, ipr: AsyncIPRoute) -> None:
-        self._interface, self._ipr = interface, ipr
+        self._interface, self._ipr, self._lookup = interface, ipr, RouteLookup()
         self._fail_closed: set[Network] = set()  # set by this process: ours whatever else is gone
 
     @classmethod
     async def open(cls, interface: str) -> Host:
-        """With its own netlink socket, in the network namespace of the caller."""
+        """With its own netlink sockets, in the network namespace of the caller."""
         _open_pyroute2()
         from pyroute2.iproute.linux import AsyncIPRoute
 
@@ -139,7 +140,8 @@ class Host:
             return cls(interface, ipr)
 
     async def close(self) -> None:
-        """Let go of the socket."""
+        """Let go of the sockets."""
+        self._lookup.close()
         self._ipr.close()
 
     async def look(self, guarded: frozenset[Network]) -> Link | None:
@@ -288,19 +290,17 @@ class Host:
 
     async def route_leaks(self, addresses: Iterable[Address]) -> tuple[Address, ...]:
         """See Device. One lookup per address, as the kernel would do it for a packet of this host."""
-        from pyroute2.netlink.exceptions import NetlinkError
-
         leaks = []
         with _translated():
             link = await self._link()
             for address in addresses:
                 try:
-                    (found,) = await self._ipr.route("get", dst=str(address))
-                except NetlinkError as error:
-                    if error.code not in _NO_ROUTE:
+                    device = self._lookup.device(address)
+                except OSError as error:
+                    if error.errno not in _NO_ROUTE:
                         raise
                     continue
-                if link is None or found.get("oif") != link["index"]:
+                if link is None or device != link["index"]:
                     leaks.append(address)
         return tuple(leaks)
 
