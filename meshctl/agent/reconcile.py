@@ -176,10 +176,11 @@ class Reconciler:
         await self._underlay()
         observed = await self._device.observe()
         want, revision, alive, due = self._picture(observed)
-        if self._settled is want and observed.interface:
-            due |= self._stolen(want, observed.interface)
         # Equal looks are identical objects (see Device): what fitted then fits now, and has the digest it had.
-        same = self._settled is want and observed.interface is self._fitting and not due
+        fits = self._settled is want and observed.interface is self._fitting
+        if self._settled is want and observed.interface and not fits:
+            due |= self._stolen(want, observed.interface)
+        same = fits and not due
         steps = () if same else diff(observed.interface, want, alive=alive, due=due)
         foreign = tuple(s for s in steps if not isinstance(s, RestartPeer)) if self._settled is want else ()
         for step in steps:
