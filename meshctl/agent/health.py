@@ -37,6 +37,7 @@ class Health:
     ) -> None:
         self.rows: tuple[Row, ...] = ()
         self.findings: tuple[Finding, ...] = ()
+        self.verdict = integrity.overall(())  # one word for this node
         self.revision = 0  # applied
         self._prober, self._monotonic, self._wall = prober, monotonic, wall
         self._names: Mapping[NodeId, str] = {}
@@ -67,6 +68,7 @@ class Health:
             coverage_s=self._prober.coverage_s + _SLACK_S,
             now=now,
         )
+        self.verdict = integrity.overall(self.rows)
         self.findings, opened, closed = integrity.track(self.findings, self.rows, now=now)
         return opened, closed
 
@@ -76,11 +78,6 @@ class Health:
     def open_findings(self) -> tuple[Finding, ...]:
         """Findings past their grace."""
         return tuple(finding for finding in self.findings if finding.opened_at is not None)
-
-    @property
-    def verdict(self) -> Verdict:
-        """One word for this node."""
-        return integrity.overall(self.rows)
 
     def name(self, subject: str) -> str:
         """A peer's name for people; its id where the roster has forgotten it."""

@@ -22,6 +22,7 @@ from meshctl.mesh.probe import DOWN_AFTER, LOSSY_ABOVE, Echo
 _EVIDENCE_CHARS: Final = 160
 _REMEMBERED_S: Final = 60.0  # how long a repaired interface or a forged echo is still told
 _DAY_S: Final = 86400.0
+_UNITS: Final = (("d", _DAY_S), ("h", 3600.0), ("min", 60.0))
 _KEY_WARNINGS_S: Final = (_DAY_S, 7 * _DAY_S, 30 * _DAY_S)  # before a key is older than policy allows
 
 
@@ -109,19 +110,16 @@ CATALOGUE: Final[Mapping[str, Check]] = {
 Key = tuple[str, str]  # code, subject
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One observation, judged. `subject` is a node id, or empty for the node itself."""
+class Reading(NamedTuple):
+    """One observation, judged. `subject` is a node id, or empty for the node itself. A tuple, because every peer has
+    three of them every other second.
+    """
 
     code: str
     subject: str
     verdict: Verdict
     at: float
     evidence: str
-
-    def __post_init__(self) -> None:
-        if len(self.evidence) > _EVIDENCE_CHARS:
-            object.__setattr__(self, "evidence", self.evidence[: _EVIDENCE_CHARS - 3] + "...")
 
 
 class Row(NamedTuple):
@@ -159,10 +157,10 @@ class Finding:
 def drift(repaired: Sequence[object], repaired_at: float, error: str, *, now: float) -> Reading:
     """Of the pass that ended `now`: what it could not do, or which foreign changes (printed steps) it undid lately."""
     if error:
-        return Reading(DRIFT, "", Verdict.FAILED, now, error)
+        return Reading(DRIFT, "", Verdict.FAILED, now, _short(error))
     if repaired and now - repaired_at < _REMEMBERED_S:
         words = f"{len(repaired)} foreign changes undone {_ago(now - repaired_at)}: {repaired[0]}"
-        return Reading(DRIFT, "", Verdict.DEGRADED, now, words)
+        return Reading(DRIFT, "", Verdict.DEGRADED, now, _short(words))
     return Reading(DRIFT, "", Verdict.OK, now, "the kernel holds the plan")
 
 
@@ -174,7 +172,7 @@ def lag(
     `refused`: why key statements of the registry were not believed, one sentence each.
     """
     if refused:
-        return Reading(LAG, "", Verdict.FAILED, now, f"{len(refused)} key statements refused: {refused[0]}")
+        return Reading(LAG, "", Verdict.FAILED, now, _short(f"{len(refused)} key statements refused: {refused[0]}"))
     if heartbeat_age_s is None:
         return Reading(LAG, "", Verdict.DEGRADED, now, f"no heartbeat yet, revision {applied} in force")
     if heartbeat_age_s > limits.STREAM_SILENCE_S:
@@ -187,7 +185,7 @@ def lag(
 def routes(leaks: Sequence[str], fail_closed: bool, *, now: float) -> Reading:
     """`leaks`: a sentence per mesh address that would leave elsewhere; `fail_closed`: the unreachable routes hold."""
     if leaks:
-        return Reading(ROUTE, "", Verdict.FAILED, now, f"{len(leaks)} leaks: {leaks[0]}")
+        return Reading(ROUTE, "", Verdict.FAILED, now, _short(f"{len(leaks)} leaks: {leaks[0]}"))
     if not fail_closed:
         return Reading(ROUTE, "", Verdict.DEGRADED, now, "the fail-closed route is missing")
     return Reading(ROUTE, "", Verdict.OK, now, "every peer is routed to the mesh interface, fail-closed route present")
@@ -307,7 +305,7 @@ def _row(key: Key, reading: Reading | None, coverage_s: float, now: float) -> Ro
         return Row(*key, Verdict.UNKNOWN, None, "never tested")
     if abs(now - reading.at) > coverage_s:
         return Row(*key, Verdict.UNKNOWN, reading.at, f"not tested since {_ago(now - reading.at)}")
-    return Row(*key, reading.verdict, reading.at, reading.evidence)
+    return Row(*reading)
 
 
 def _explained(row: Row, rows: Mapping[Key, Row]) -> Row:
@@ -376,11 +374,16 @@ def exit_code(verdict: Verdict) -> int:
     return (Verdict.OK, Verdict.DEGRADED, Verdict.FAILED, Verdict.UNKNOWN).index(verdict)
 
 
+def _short(words: str) -> str:
+    """Evidence that quotes others has an end."""
+    return words if len(words) <= _EVIDENCE_CHARS else words[: _EVIDENCE_CHARS - 3] + "..."
+
+
 def _span(seconds: float) -> str:
-    for unit, length in (("d", _DAY_S), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    if seconds < 120:  # nearly always
+        return f"{seconds:.0f} s"
+    unit, length = next((unit, length) for unit, length in _UNITS if seconds >= 2 * length)
+    return f"{seconds / length:.0f} {unit}"
 
 
 def _ago(seconds: float) -> str:
