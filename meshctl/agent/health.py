@@ -41,6 +41,7 @@ class Health:
         self.revision = 0  # applied
         self._prober, self._monotonic, self._wall = prober, monotonic, wall
         self._names: Mapping[NodeId, str] = {}
+        self._expected = integrity.expected(())
         self._readings: dict[Key, Reading] = {}
         self._beats: dict[str, float] = {}
 
@@ -48,12 +49,13 @@ class Health:
 
     def expect(self, peers: Mapping[NodeId, str]) -> None:
         """Who the peers are, and their names. What was read of others is forgotten."""
-        self._names = dict(peers)
-        self._readings = {key: r for key, r in self._readings.items() if not r.subject or r.subject in peers}
+        if peers != self._names:
+            self._names, self._expected = dict(peers), integrity.expected(peers)
+            self._readings = {key: r for key, r in self._readings.items() if not r.subject or r.subject in peers}
 
     def record(self, readings: Iterable[Reading]) -> None:
         """Later readings replace earlier ones of the same code and subject."""
-        self._readings.update({(r.code, r.subject): r for r in readings})
+        self._readings.update((r[:2], r) for r in readings)
 
     def beat(self, loop: str) -> None:
         """A loop of this process has turned."""
@@ -63,10 +65,7 @@ class Health:
         """Findings (opened, closed) by what is known now: the caller makes events of them."""
         now = self._monotonic()
         self.rows = integrity.evaluate(
-            self._readings.values(),
-            integrity.expected(self._names),
-            coverage_s=self._prober.coverage_s + _SLACK_S,
-            now=now,
+            self._readings.values(), self._expected, coverage_s=self._prober.coverage_s + _SLACK_S, now=now
         )
         self.verdict = integrity.overall(self.rows)
         self.findings, opened, closed = integrity.track(self.findings, self.rows, now=now)

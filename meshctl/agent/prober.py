@@ -14,7 +14,6 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from itertools import takewhile
 from typing import Final, NamedTuple
 
@@ -297,6 +296,8 @@ class Prober:
 async def _set_within(event: asyncio.Event, seconds: float) -> None:
     """Until somebody sets `event`, from now on, or the time is up."""
     event.clear()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()

@@ -95,11 +95,9 @@ class Reconciler:
                 failed = self.outcome.error
                 if (await self.once()).error and failed:  # what it did is announced too: it would wake itself for ever
                     await asyncio.sleep(limits.TICK_S)
-                try:
-                    async with asyncio.timeout(limits.TICK_S):
-                        await self.wake.wait()
-                except TimeoutError:
-                    pass
+                timer = asyncio.get_running_loop().call_later(limits.TICK_S, self.wake.set)
+                await self.wake.wait()
+                timer.cancel()
 
     async def _listen(self) -> None:
         while True:
