@@ -176,7 +176,7 @@ def parse(datagram: bytes) -> Packet:
     return Packet(_KINDS[kind], sender, receiver, sequence, turn, clock, echoed, _endpoint(family, address, port))
 
 
-@lru_cache(maxsize=1024)  # all peers mostly see us at one place, packet after packet
+@lru_cache(maxsize=8)  # peers see us at few places, packet after packet; not more, as strangers' packets come by too
 def _endpoint(family: int, address: bytes, port: int) -> Endpoint | None:
     if (family, address, port) == _NOWHERE:
         return None
