@@ -293,7 +293,7 @@ def evaluate(readings: Iterable[Reading], expected: Iterable[Key], *, coverage_s
     """One row per expected (code, subject). Readings older than `coverage_s`, or from the future, are no evidence."""
     latest: dict[Key, Reading] = {}
     for reading in readings:
-        key = reading.code, reading.subject
+        key = reading[:2]
         if key not in latest or latest[key].at <= reading.at:
             latest[key] = reading
     rows = {key: _row(key, latest.get(key), coverage_s, now) for key in expected}
@@ -350,7 +350,8 @@ def overall(rows: Iterable[Row]) -> Verdict:
     """One word for a node. `failed`: a critical check did, or every peer is out of reach; one absent peer degrades."""
     rows = tuple(rows)
     paths = [row for row in rows if row.code == PATH]
-    bad = [row for row in rows if row.verdict in {Verdict.FAILED, Verdict.DEGRADED}]
+    silent = Verdict.OK, Verdict.UNKNOWN
+    bad = [row for row in rows if row.verdict not in silent]
     if any(row.verdict is Verdict.FAILED and CATALOGUE[row.code].severity is Severity.CRITICAL for row in bad):
         return Verdict.FAILED
     if paths and all(row.verdict is Verdict.FAILED or row.because for row in paths):
