@@ -6,7 +6,8 @@ own.
 They join through the real coordinator with real keys; all share one underlay ADDRESS, each has a port. One of them
 follows the registry for all. They know, ping and answer one peer only, the node that joins after them: it meets exactly
 the schedule of a mesh of COUNT + 1 nodes, while what they would owe each other is left out. They have no reconciler,
-and look after nothing.
+and look after nothing. One crowd at a time: a wireguard-go holds an inotify instance, of which a user has 128
+(fs.inotify.max_user_instances).
 """
 
 from __future__ import annotations
