@@ -18,9 +18,10 @@ from meshctl.mesh.integrity import Reading
 from meshctl.mesh.interface import Session
 from meshctl.mesh.keys import PublicKey
 from meshctl.mesh.model import Address, Node
+from meshctl.mesh.probe import Echo
 
 EVERY_S = 2.0  # as often as peers are echoed; what the reconciler finds is looked at at once
-ROUTES_EVERY_S = 30.0  # a lookup costs 0.4 ms: asked at every turn it was most of an idle agent's work (measured)
+ROUTES_EVERY_S = 30.0  # changes are announced: this bounds what a lost announcement costs
 ROUTES_AT_ONCE = 64  # peers looked at in one turn
 
 
@@ -92,11 +93,12 @@ class Examiner:
 
     def _peers(self, peers: Iterable[Node]) -> Iterator[Reading]:
         now, wall, sessions = time.monotonic(), time.time(), self._from.reconciler.outcome.sessions
+        echoes, never = self._from.prober.echoes(), Echo()
         for node in peers:
-            session = sessions.get(node.statement.wireguard)
+            key, echo = node.statement.wireguard, echoes.get(node.id, never)
+            session = sessions.get(key)
             age = wall - session.last_handshake if session and session.last_handshake else None
-            yield judges.handshake(node.id, age, self._was_sent(node.statement.wireguard, session), now=now)
-            echo = self._from.prober.echo(node.id)
+            yield judges.handshake(node.id, age, self._was_sent(key, session), now=now)
             yield judges.path(node.id, echo, now=now)
             yield judges.identity(node.id, echo, now=now)
             moved_at, agreed_at = self._from.rotor.moved_at(node.id), self._from.prober.agreed_at(node.id)

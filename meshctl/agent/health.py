@@ -37,11 +37,13 @@ class Health:
     ) -> None:
         self.rows: tuple[Row, ...] = ()
         self.findings: tuple[Finding, ...] = ()
+        self.verdict = integrity.overall(())  # one word for this node
         self.revision = 0  # applied
         self._prober, self._monotonic, self._wall = prober, monotonic, wall
         # Seconds that packets to a peer stood still when our key last changed, and when its did; 0: not measured.
         self.gaps: Callable[[NodeId], tuple[float, float]] = lambda _: (0.0, 0.0)
         self._names: Mapping[NodeId, str] = {}
+        self._expected = integrity.expected(())
         self._readings: dict[Key, Reading] = {}
         self._beats: dict[str, float] = {}
 
@@ -49,12 +51,13 @@ class Health:
 
     def expect(self, peers: Mapping[NodeId, str]) -> None:
         """Who the peers are, and their names. What was read of others is forgotten."""
-        self._names = dict(peers)
-        self._readings = {key: r for key, r in self._readings.items() if not r.subject or r.subject in peers}
+        if peers != self._names:
+            self._names, self._expected = dict(peers), integrity.expected(peers)
+            self._readings = {key: r for key, r in self._readings.items() if not r.subject or r.subject in peers}
 
     def record(self, readings: Iterable[Reading]) -> None:
         """Later readings replace earlier ones of the same code and subject."""
-        self._readings.update({(r.code, r.subject): r for r in readings})
+        self._readings.update((r[:2], r) for r in readings)
 
     def beat(self, loop: str) -> None:
         """A loop of this process has turned."""
@@ -64,11 +67,9 @@ class Health:
         """Findings (opened, closed) by what is known now: the caller makes events of them."""
         now = self._monotonic()
         self.rows = integrity.evaluate(
-            self._readings.values(),
-            integrity.expected(self._names),
-            coverage_s=self._prober.coverage_s + _SLACK_S,
-            now=now,
+            self._readings.values(), self._expected, coverage_s=self._prober.coverage_s + _SLACK_S, now=now
         )
+        self.verdict = integrity.overall(self.rows)
         self.findings, opened, closed = integrity.track(self.findings, self.rows, now=now)
         return opened, closed
 
@@ -78,11 +79,6 @@ class Health:
     def open_findings(self) -> tuple[Finding, ...]:
         """Findings past their grace."""
         return tuple(finding for finding in self.findings if finding.opened_at is not None)
-
-    @property
-    def verdict(self) -> Verdict:
-        """One word for this node."""
-        return integrity.overall(self.rows)
 
     def name(self, subject: str) -> str:
         """A peer's name for people; its id where the roster has forgotten it."""

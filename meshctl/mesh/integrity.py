@@ -18,8 +18,6 @@ from typing import Final, NamedTuple
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.spans import ago
 
-_EVIDENCE_CHARS: Final = 160
-
 
 class Verdict(StrEnum):
     """What evidence says of one claim."""
@@ -108,19 +106,16 @@ CATALOGUE: Final[Mapping[str, Check]] = {
 Key = tuple[str, str]  # code, subject
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One observation, judged. `subject` is a node id, or empty for the node itself."""
+class Reading(NamedTuple):
+    """One observation, judged. `subject` is a node id, or empty for the node itself. A tuple, because every peer has
+    three of them every other second.
+    """
 
     code: str
     subject: str
     verdict: Verdict
     at: float
     evidence: str
-
-    def __post_init__(self) -> None:
-        if len(self.evidence) > _EVIDENCE_CHARS:
-            object.__setattr__(self, "evidence", self.evidence[: _EVIDENCE_CHARS - 3] + "...")
 
 
 class Row(NamedTuple):
@@ -166,7 +161,7 @@ def evaluate(readings: Iterable[Reading], expected: Iterable[Key], *, coverage_s
     """One row per expected (code, subject). Readings older than `coverage_s`, or from the future, are no evidence."""
     latest: dict[Key, Reading] = {}
     for reading in readings:
-        key = reading.code, reading.subject
+        key = reading[:2]
         if key not in latest or latest[key].at <= reading.at:
             latest[key] = reading
     rows = {key: _row(key, latest.get(key), coverage_s, now) for key in expected}
@@ -178,7 +173,7 @@ def _row(key: Key, reading: Reading | None, coverage_s: float, now: float) -> Ro
         return Row(*key, Verdict.UNKNOWN, None, "never tested")
     if abs(now - reading.at) > coverage_s:
         return Row(*key, Verdict.UNKNOWN, reading.at, f"not tested since {ago(now - reading.at)}")
-    return Row(*key, reading.verdict, reading.at, reading.evidence)
+    return Row(*reading)
 
 
 def _explained(row: Row, rows: Mapping[Key, Row]) -> Row:
@@ -223,7 +218,8 @@ def overall(rows: Iterable[Row]) -> Verdict:
     """One word for a node. `failed`: a critical check did, or every peer is out of reach; one absent peer degrades."""
     rows = tuple(rows)
     paths = [row for row in rows if row.code == PATH]
-    bad = [row for row in rows if row.verdict in {Verdict.FAILED, Verdict.DEGRADED}]
+    silent = Verdict.OK, Verdict.UNKNOWN
+    bad = [row for row in rows if row.verdict not in silent]
     if any(row.verdict is Verdict.FAILED and CATALOGUE[row.code].severity is Severity.CRITICAL for row in bad):
         return Verdict.FAILED
     if paths and all(row.verdict is Verdict.FAILED or row.because for row in paths):

@@ -27,7 +27,7 @@ from meshctl.mesh.integrity import (
 )
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.probe import DOWN_AFTER, LOSSY_ABOVE, Echo
-from meshctl.mesh.spans import DAY_S, ago, span
+from meshctl.mesh.spans import DAY_S, ago, short, span
 
 _KEY_WARNINGS_S: Final = (DAY_S, 7 * DAY_S, 30 * DAY_S)  # before a key is older than policy allows
 _REMEMBERED_S: Final = 60.0  # how long a repaired interface or a forged echo is still told
@@ -36,10 +36,10 @@ _REMEMBERED_S: Final = 60.0  # how long a repaired interface or a forged echo is
 def drift(repaired: Sequence[object], repaired_at: float, error: str, *, now: float) -> Reading:
     """Of the pass that ended `now`: what it could not do, or which foreign changes (printed steps) it undid lately."""
     if error:
-        return Reading(DRIFT, "", Verdict.FAILED, now, error)
+        return Reading(DRIFT, "", Verdict.FAILED, now, short(error))
     if repaired and now - repaired_at < _REMEMBERED_S:
         words = f"{len(repaired)} foreign changes undone {ago(now - repaired_at)}: {repaired[0]}"
-        return Reading(DRIFT, "", Verdict.DEGRADED, now, words)
+        return Reading(DRIFT, "", Verdict.DEGRADED, now, short(words))
     return Reading(DRIFT, "", Verdict.OK, now, "the kernel holds the plan")
 
 
@@ -51,7 +51,7 @@ def lag(
     `refused`: why key statements of the registry were not believed, one sentence each.
     """
     if refused:
-        return Reading(LAG, "", Verdict.FAILED, now, f"{len(refused)} key statements refused: {refused[0]}")
+        return Reading(LAG, "", Verdict.FAILED, now, short(f"{len(refused)} key statements refused: {refused[0]}"))
     if heartbeat_age_s is None:
         return Reading(LAG, "", Verdict.DEGRADED, now, f"no heartbeat yet, revision {applied} in force")
     if heartbeat_age_s > limits.STREAM_SILENCE_S:
@@ -64,7 +64,7 @@ def lag(
 def routes(leaks: Sequence[str], fail_closed: bool, *, now: float) -> Reading:
     """`leaks`: a sentence per mesh address that would leave elsewhere; `fail_closed`: the unreachable routes hold."""
     if leaks:
-        return Reading(ROUTE, "", Verdict.FAILED, now, f"{len(leaks)} leaks: {leaks[0]}")
+        return Reading(ROUTE, "", Verdict.FAILED, now, short(f"{len(leaks)} leaks: {leaks[0]}"))
     if not fail_closed:
         return Reading(ROUTE, "", Verdict.DEGRADED, now, "the fail-closed route is missing")
     return Reading(ROUTE, "", Verdict.OK, now, "every peer is routed to the mesh interface, fail-closed route present")
