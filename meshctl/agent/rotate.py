@@ -21,7 +21,7 @@ from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
 from meshctl.agent.store import SavedRotation, Store
 from meshctl.crypto.identity import Identity
-from meshctl.errors import MeshError
+from meshctl.errors import ConflictError, MeshError
 from meshctl.events import Events, KeySwitched
 from meshctl.mesh import rotation
 from meshctl.mesh.interface import Session
@@ -152,15 +152,20 @@ class Rotor:
         await self._save(switched)
         holds = zip((node.id for node in live), rotation.holds_s(live, self._reconciler.pass_s), strict=True)
 
-        def first() -> None:
+        def first() -> None:  # the disk, or a pass under way, may have taken longer than a grant lives
+            if self._monotonic() - self._asked_at >= rotation.GRANT_S:
+                raise ConflictError("the grant is over")
             self._prober.go(holds, saved.serial)
             self._put_in_force(key, saved.serial)
 
         try:
             at = await self._reconciler.switch_key(key, first)
             self._saved = replace(switched, switched_at=at)
-        except MeshError:  # what is in force is what the next pass works towards
-            self._reconciler.wake.set()
+        except MeshError:
+            if self.identity.wireguard != key:
+                await self._save(saved)
+                return
+            self._reconciler.wake.set()  # what is in force is what the next pass works towards
         self._switched_at = self._monotonic()
         self._lived = frozenset(node.id for node in live)
         self._unseen = set(self._lived)
