@@ -22,6 +22,7 @@ from meshctl.mesh.model import Node, NodeId
 from meshctl.mesh.rotation import Plan, Turn
 from meshctl.wire import codec, session
 
+FRAMES_KEPT = 64  # cursors at one revision
 DIGESTS_KEPT = 256  # a node that reports a revision older than that many changes is lagging anyway
 
 
@@ -55,6 +56,7 @@ class Feed:
         self.plan: Plan | None = None
         self.turn: Turn | None = None
         self.on_turn: list[Callable[[Turn | None, Turn], object]] = []  # told of the turn before and the one now
+        self.on_move: list[Callable[[], object]] = []  # told when the map has moved
         self.loaded = False
         self.following = False  # whether the registry answers: what we serve may be old otherwise
         self.seen = 0  # last registry revision this feed has heard of, whether it touched the map or not
@@ -150,6 +152,9 @@ class Feed:
     def _wake(self) -> None:
         tick, self._tick = self._tick, asyncio.get_running_loop().create_future()
         tick.set_result(None)
+        self._frames.clear()  # of a revision that nobody will be sent any more
+        for act in self.on_move:
+            act()
 
     @property
     def revision(self) -> int:
@@ -174,7 +179,7 @@ class Feed:
             changes = self.journal.since(cursor) if resumable else self.journal.snapshot()
             made = session.frames(changes, cursor, self.revision, self.journal.hash, snapshot=not resumable)
             self._frames[key] = made
-            while len(self._frames) > 64:
+            while len(self._frames) > FRAMES_KEPT:
                 self._frames.popitem(last=False)
         return self._frames[key]
 

@@ -22,7 +22,7 @@ from meshctl.agent.join import Member
 from meshctl.crypto.identity import Identity
 from meshctl.errors import MeshError, ProtocolError, RefusedError
 from meshctl.events import Events, SessionClosed, SessionOpened, StatementRefused
-from meshctl.mesh import limits
+from meshctl.mesh import limits, pacing
 from meshctl.mesh.model import Candidate, MeshInfo, NodeId
 from meshctl.mesh.rotation import Order
 from meshctl.mesh.rotation import Report as TurnReport
@@ -114,8 +114,11 @@ class Follower:
 
     def _pause(self, failures: int) -> float:
         """Grows to RECONNECT_MAX_S, and with the mesh: all of its nodes come back at once."""
-        longest = max(limits.RECONNECT_MAX_S, len(self._book.roster.nodes) / limits.RECONNECTS_PER_S)
-        return min(FIRST_BACKOFF_S * 2.0 ** min(failures, 10), longest)
+        return min(FIRST_BACKOFF_S * 2.0 ** min(failures, 10), pacing.longest_backoff_s(self._size))
+
+    @property
+    def _size(self) -> int:
+        return len(self._book.roster.nodes)
 
     async def _ask_why(self) -> None:
         """A front refuses an expired or revoked certificate without a word: the way that needs none tells."""
@@ -161,7 +164,7 @@ class Follower:
         misfits = 0
         while not self.reconnect.is_set():
             try:
-                async with asyncio.timeout(limits.STREAM_SILENCE_S):
+                async with asyncio.timeout(pacing.silence_s(self._size)):
                     raw = await call.read()
             except TimeoutError:
                 raise ProtocolError(f"coordinator {address} fell silent") from None
@@ -227,6 +230,8 @@ class Follower:
                 )
                 sent = report
             await self.dirty.wait()
+            if not self._again:  # what makes all nodes report at once does not make them answer at once
+                await asyncio.sleep(random.uniform(0, pacing.report_within_s(self._size)))  # noqa: S311 - no secret
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

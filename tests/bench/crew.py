@@ -53,6 +53,7 @@ class Crew:
         self.swarm = Swarm(seed.ca, seed.incarnation, addresses)
         for number, (keys, leaf) in enumerate(seed.members):
             self.swarm.agents.append(kind(self.swarm, number, Identity.from_bytes(keys), leaf))
+        self.swarm.size = len(seed.members)
         self._joiners: list[Joiner] = []
 
     @property
@@ -186,6 +187,12 @@ class Crew:
         deadline = time.monotonic() + seconds
         self.swarm.loop.until(lambda: time.monotonic() > deadline, seconds + 1)
         return {"live": self.swarm.live()}
+
+    def drop(self) -> dict[str, Any]:
+        """All connections end; agents come back by their rule."""
+        for agent in self._streams:
+            agent.lost("dropped")
+        return {}
 
     def mute(self, on: bool) -> dict[str, Any]:
         """Whether agents acknowledge."""

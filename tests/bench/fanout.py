@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from meshctl.crypto.identity import Identity
-from meshctl.mesh import limits
+from meshctl.mesh import pacing
 from tests.bench.coordinators import Changer, Coordinator, Process, Seed, busy_s
 from tests.bench.crew import Remote, quantile
 
@@ -64,7 +64,7 @@ async def rounds(
     agents: Remote, servers: list[Process], change: Change, streams: int, count: int
 ) -> tuple[list[float], list[float], float]:
     """ROUNDS times `count` changes -> (latency until the last agent, us of CPU per stream by round, frames)."""
-    settle = 0.15 + streams / getattr(limits, "REPORTS_PER_S", 10_000.0)
+    settle = 0.15 + pacing.report_within_s(streams)
     lags, cpu = [], []
     before = (await agents.figures())["frames"]
     for _ in range(ROUNDS):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from coordinator import tls as server_tls
 from meshctl.crypto.identity import Identity
-from meshctl.mesh import journal, limits
+from meshctl.mesh import journal, limits, pacing
 from meshctl.wire import session
 from meshctl.wire.session import DownFrame, UpFrame
 from meshctl.wire.v1 import mesh_pb2 as pb
@@ -33,7 +33,6 @@ REPORT = b"a" * 79  # of a plain agent: what a report is with its HTTP/2 framing
 REVISIONS_KEPT = 64
 CONNECT_S = 20.0  # grpc's own patience with one attempt
 FIRST_BACKOFF_S = 0.2  # agent/follow.py
-REPORTS_PER_S = getattr(limits, "REPORTS_PER_S", 0.0)
 
 
 class Loop:
@@ -132,6 +131,7 @@ class Swarm:
         self.map = Map()  # the newest one any agent has
         self.counts: Counter[str] = Counter()
         self.at: OrderedDict[int, list[float]] = OrderedDict()
+        self.size = 0  # of the mesh, where maps do not tell
         self.mute = False  # agents acknowledge nothing: for the cost of one direction
         self._steps: OrderedDict[tuple[bytes, ...], Map | None] = OrderedDict()
 
@@ -249,11 +249,9 @@ class Agent:
         if self._due or self.swarm.mute:
             return
         self._due = True
-        spread = len(self.map.nodes) / REPORTS_PER_S if REPORTS_PER_S else 0.0
-        if spread:
-            self.swarm.loop.later(random.uniform(0, spread), self._report)
-        else:
-            self._report()
+        self.swarm.loop.later(
+            random.uniform(0, pacing.report_within_s(self.swarm.size or len(self.map.nodes))), self._report
+        )
 
     def _report(self) -> None:
         self._due = False
@@ -289,7 +287,7 @@ class Agent:
             return
         self.swarm.counts[f"lost: {why}"] += 1
         self._failures = 0 if served else self._failures + 1
-        longest = max(limits.RECONNECT_MAX_S, len(self.map.nodes) / limits.RECONNECTS_PER_S)
+        longest = pacing.longest_backoff_s(len(self.map.nodes))
         pause = min(FIRST_BACKOFF_S * 2.0 ** min(self._failures, 10), longest)
         self.swarm.loop.later(random.uniform(0.5, 1) * pause, self.connect)
 

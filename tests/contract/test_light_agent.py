@@ -53,8 +53,8 @@ async def test_light_agent_and_real_follower_see_the_same_frames(tmp_path: Path)
             await until(lambda: real.book.roster.revision == agent.map.revision)
         assert swarm.taken == real.book.frames[begin:]
         assert (agent.map.hash, len(agent.map.nodes)) == (real.book.map_hash, 5)
-        await swarm.until(lambda: swarm.counts["reports"] > 0)
-        await until(lambda: served.mesh.first.presence[agent.identity.id].applied == agent.map.revision, WITHIN_S)
+        held = served.mesh.first.presence[agent.identity.id]
+        await swarm.until(lambda: held.applied == agent.map.revision)
 
 
 async def test_light_joiner_becomes_a_member_and_leaves(tmp_path: Path) -> None:
