@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,7 +210,7 @@ class Follower:
             self.dirty.set()
 
     async def _send(self, call: Any) -> None:
-        sent: Report | None = None
+        sent, said = None, float("-inf")
         while True:
             self.dirty.clear()
             report = self._report()
@@ -228,10 +229,23 @@ class Follower:
                         )
                     )
                 )
-                sent = report
+                sent, said = report, time.monotonic()
             await self.dirty.wait()
-            if not self._again:  # what makes all nodes report at once does not make them answer at once
-                await asyncio.sleep(random.uniform(0, pacing.report_within_s(self._size)))  # noqa: S311 - no secret
+            await self._pace(sent, said)
+
+    async def _pace(self, sent: Report | None, said: float) -> None:
+        """Wait as pacing.py says, unless there is something to say that somebody waits for."""
+        chance = random.random()  # noqa: S311 - jitter, no secret
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pacing.report_after_s(self._size, time.monotonic() - said, chance=chance)):
+                while not (self._again or self._has_turn_to_tell(sent)):
+                    self.dirty.clear()
+                    await self.dirty.wait()
+
+    def _has_turn_to_tell(self, sent: Report | None) -> bool:
+        report = self._report()
+        told = report.rotation if report else None
+        return told is not None and (sent is None or told is not sent.rotation)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

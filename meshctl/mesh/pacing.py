@@ -20,8 +20,18 @@ def silence_s(nodes: int) -> float:
     return SILENT_BEATS * heartbeat_s(nodes)
 
 
+def report_after_s(nodes: int, since_s: float, *, chance: float) -> float:
+    """How long a node waits before it tells what it applied, `since_s` after it told something else.
+
+    All nodes would answer a change at once, and each of many changes. `chance` is random between 0 and 1.
+    """
+    soon = chance * report_within_s(nodes)
+    steady = (0.5 + chance / 2) * nodes / limits.STEADY_REPORTS_PER_S
+    return max(soon, steady - since_s)
+
+
 def report_within_s(nodes: int) -> float:
-    """A node tells what it applied at a random moment within this time: all of them would answer a change at once."""
+    """Within this time all nodes have answered a change that comes alone."""
     return nodes / limits.REPORTS_PER_S
 
 

@@ -62,11 +62,11 @@ class Cost:
 
 async def rounds(
     agents: Remote, servers: list[Process], change: Change, streams: int, count: int
-) -> tuple[list[float], list[float], float]:
-    """ROUNDS times `count` changes -> (latency until the last agent, us of CPU per stream by round, frames)."""
+) -> tuple[list[float], list[float], float, float]:
+    """ROUNDS times `count` changes -> (lag of the last agent, us of CPU per stream by round, frames, reports)."""
     settle = 0.15 + pacing.report_within_s(streams)
     lags, cpu = [], []
-    before = (await agents.figures())["frames"]
+    before = await agents.figures()
     for _ in range(ROUNDS):
         cost = Cost(*servers)
         for _ in range(count):
@@ -76,25 +76,26 @@ async def rounds(
             lags.append(seen["last"] - at)
             await agents.idle(seconds=settle)
         cpu.append(cost.spent() / count / streams * 1e6)
-    frames = ((await agents.figures())["frames"] - before) / (ROUNDS * count * streams)
-    return lags, cpu, frames
+    after, each = await agents.figures(), ROUNDS * count * streams
+    reports = after["counts"].get("reports", 0) - before["counts"].get("reports", 0)
+    return lags, cpu, (after["frames"] - before["frames"]) / each, reports / each
 
 
 async def fan_out(what: str, agents: Remote, servers: list[Process], change: Change, streams: int) -> None:
     """Latency and cost, with acknowledgements and without."""
-    lags, cpu, frames = await rounds(agents, servers, change, streams, CHANGES)
+    lags, cpu, frames, reports = await rounds(agents, servers, change, streams, CHANGES)
     latency = f"p50 {ms(quantile(lags, 0.5))}, p99 {ms(quantile(lags, 0.99))}, max {ms(max(lags))}"
     show(f"{what}: commit to the last of {streams}, {len(lags)} changes", latency)
     shown = " ".join(f"{one:.0f}" for one in cpu)
     show(f"{what}: CPU per stream and change, acknowledged", f"{statistics.median(cpu):.0f} us ({shown})")
     await agents.mute(on=True)
-    quiet, alone, _ = await rounds(agents, servers, change, streams, MUTE_CHANGES)
+    quiet, alone, *_ = await rounds(agents, servers, change, streams, MUTE_CHANGES)
     await agents.mute(on=False)
     shown = " ".join(f"{one:.0f}" for one in alone)
     show(f"{what}: CPU per stream and change, one way", f"{statistics.median(alone):.0f} us ({shown})")
     latency = f"p50 {ms(quantile(quiet, 0.5))}, p99 {ms(quantile(quiet, 0.99))}"
     show(f"{what}: the same without acknowledgements", latency)
-    show(f"{what}: frames per stream and change", f"{frames:.2f}")
+    show(f"{what}: frames and reports per stream and change", f"{frames:.2f} down, {reports:.2f} up")
 
 
 class Bench:

@@ -189,6 +189,7 @@ class Agent:
         self._wire: Wire | None = None
         self._fresh: Wire | None = None
         self._due = self._first = False
+        self._said = float("-inf")
         self._failures = 0
 
     def prepare(self) -> None:
@@ -249,15 +250,14 @@ class Agent:
         if self._due or self.swarm.mute:
             return
         self._due = True
-        self.swarm.loop.later(
-            random.uniform(0, pacing.report_within_s(self.swarm.size or len(self.map.nodes))), self._report
-        )
+        size, since = self.swarm.size or len(self.map.nodes), time.monotonic() - self._said
+        self.swarm.loop.later(pacing.report_after_s(size, since, chance=random.random()), self._report)
 
     def _report(self) -> None:
         self._due = False
         if self._wire is not None and self.welcomed and self.map.revision:
             self._wire.send(STREAM, applied(self.map.revision, self._first))
-            self._first = False
+            self._first, self._said = False, time.monotonic()
             self.swarm.counts["reports"] += 1
 
     def propose(self, up: UpFrame) -> None:
@@ -311,8 +311,11 @@ class PlainAgent(Agent):
         self._due = False
         if self._wire is not None:
             self._wire.send_raw(REPORT)
+            self._said = time.monotonic()
+            self.swarm.counts["reports"] += 1
 
 
+@functools.lru_cache(maxsize=8)
 def anonymous(ca: bytes | None, *protocols: str) -> ssl.SSLContext:
     """A client's context without certificate; without `ca` it believes anybody."""
     return tls.client_context(*protocols, ca=ca)

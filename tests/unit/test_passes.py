@@ -97,7 +97,7 @@ async def test_first_change_after_a_quiet_time_waits_for_nothing(passes: Passes,
 
 
 @on_a_clock
-async def test_steady_change_is_conflated_and_leaves_half_the_time(passes: Passes, registry: Registry) -> None:
+async def test_steady_change_is_conflated_and_leaves_time_for_others(passes: Passes, registry: Registry) -> None:
     readers = [Reader(passes, registry) for _ in range(1000)]
     for _ in range(1000):
         change(passes, registry)
@@ -106,7 +106,7 @@ async def test_steady_change_is_conflated_and_leaves_half_the_time(passes: Passe
     slices = -(-1000 // passes_module.WRITING)
     passing = slices * 0.01
     assert all(reader.cursor == registry.revision for reader in readers)
-    assert max(reader.frames for reader in readers) <= 1.1 / (passing + pacing.pause_s(passing)) + 2
+    assert max(reader.frames for reader in readers) <= 2 + 1.25 / (passing + pacing.pause_s(passing))
 
 
 @on_a_clock
@@ -139,7 +139,7 @@ async def test_stream_that_ends_in_the_middle_of_a_pass_does_not_hold_it(passes:
     ends.task.cancel()
     passes.remove(ends)
     change(passes, registry)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1)
     assert (stays.cursor, len(passes)) == (2, 1)
 
 
@@ -174,6 +174,9 @@ def test_large_meshes_beat_and_report_slowly_enough() -> None:
         assert pacing.silence_s(nodes) > 3 * pacing.heartbeat_s(nodes)
         assert nodes / max(pacing.report_within_s(nodes), 1e-9) == pytest.approx(limits.REPORTS_PER_S)
     assert pacing.report_within_s(3) < 0.001, "in a small mesh nobody waits"
+    assert pacing.report_after_s(5000, 60.0, chance=1.0) == pacing.report_within_s(5000)
+    assert pacing.report_after_s(5000, 0.5, chance=1.0) == 5000 / limits.STEADY_REPORTS_PER_S - 0.5
+    assert pacing.report_after_s(5000, float("inf"), chance=0.0) == 0.0
 
 
 @pytest.fixture(autouse=True)
