@@ -208,10 +208,7 @@ class _Stream:
             await asyncio.gather(sender, return_exceptions=True)
 
     async def _send(self) -> None:
-        if self.is_behind():
-            self._passes.moved()
-        else:
-            self.wake()  # an order may be waiting
+        self.wake()  # who has just come waits for no pass: others that come now are sent the same bytes
         while True:
             beat = await self.rest
             self._woken = False

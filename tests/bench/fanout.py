@@ -27,6 +27,7 @@ from tests.bench.crew import Remote, quantile
 PARTS = ("idle", "changes", "joins", "storm", "churn", "restart", "bare")
 ROUNDS = 5  # CPU per stream is the median of so many
 CHANGES = 40  # per round
+BARE_CHANGES = 10
 MUTE_CHANGES = 8  # per round, agents acknowledge nothing
 JOINS = STORM = 200
 AT_A_TIME = 8
@@ -81,9 +82,9 @@ async def rounds(
     return lags, cpu, (after["frames"] - before["frames"]) / each, reports / each
 
 
-async def fan_out(what: str, agents: Remote, servers: list[Process], change: Change, streams: int) -> None:
+async def fan_out(what: str, agents: Remote, servers: list[Process], change: Change, streams: int, count: int) -> None:
     """Latency and cost, with acknowledgements and without."""
-    lags, cpu, frames, reports = await rounds(agents, servers, change, streams, CHANGES)
+    lags, cpu, frames, reports = await rounds(agents, servers, change, streams, count)
     latency = f"p50 {ms(quantile(lags, 0.5))}, p99 {ms(quantile(lags, 0.99))}, max {ms(max(lags))}"
     show(f"{what}: commit to the last of {streams}, {len(lags)} changes", latency)
     shown = " ".join(f"{one:.0f}" for one in cpu)
@@ -101,8 +102,10 @@ async def fan_out(what: str, agents: Remote, servers: list[Process], change: Cha
 class Bench:
     """The parts, one method each."""
 
-    def __init__(self, coordinators: list[Coordinator], agents: Remote, seed: Seed, changer: Changer) -> None:
-        self.coordinators, self.agents, self.changer = coordinators, agents, changer
+    def __init__(
+        self, coordinators: list[Coordinator], agents: Remote, seed: Seed, changer: Changer, count: int
+    ) -> None:
+        self.coordinators, self.agents, self.changer, self.count = coordinators, agents, changer, count
         self.streams = len(seed.members)
         self._nodes = [Identity.from_bytes(keys).id for keys, _ in seed.members[:500]]
         self._next = 0
@@ -142,7 +145,7 @@ class Bench:
         show("idle", f"{cost.spent() / IDLE_S * 100:.2f} % of a core (etcd {other.spent() / IDLE_S * 100:.2f} %)")
 
     async def changes(self) -> None:
-        await fan_out("coordinator", self.agents, self.servers, self.change, self.streams)
+        await fan_out("coordinator", self.agents, self.servers, self.change, self.streams, self.count)
 
     async def _join(self, what: str, count: int, parallel: int) -> None:
         token = await self.changer.token(count)
@@ -251,7 +254,7 @@ async def bare(kind: str, count: int, directory: Path) -> None:
             assert seen["live"] == count, seen
             await ask("freeze")
             await agents.idle(seconds=2)
-            await fan_out(f"bare {kind}", agents, [Process(server.pid)], change, count)
+            await fan_out(f"bare {kind}", agents, [Process(server.pid)], change, count, BARE_CHANGES)
         finally:
             await agents.stop()
     finally:
@@ -260,7 +263,7 @@ async def bare(kind: str, count: int, directory: Path) -> None:
         await server.wait()
 
 
-async def coordinator_parts(count: int, parts: list[str], replicas: int, directory: Path) -> None:
+async def coordinator_parts(count: int, parts: list[str], replicas: int, changes: int, directory: Path) -> None:
     """Everything that is measured on the real one."""
     coordinators = [Coordinator(directory / f"co{number}", number) for number in range(replicas)]
     coordinators[0].found()
@@ -274,7 +277,7 @@ async def coordinator_parts(count: int, parts: list[str], replicas: int, directo
         agents = await Remote.start([coordinator.address for coordinator in coordinators], directory / "seed")
         try:
             async with coordinators[0].registry() as (registry, authority):
-                bench = Bench(coordinators, agents, seed, Changer(registry, authority))
+                bench = Bench(coordinators, agents, seed, Changer(registry, authority), changes)
                 for part in ("connect", *parts):
                     await bench.alone(part)
         finally:
@@ -290,13 +293,14 @@ async def main() -> None:
     parser.add_argument("agents", type=int)
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--coordinators", type=int, default=1)
+    parser.add_argument("--changes", type=int, default=CHANGES, help="per round, of five")
     given = parser.parse_args()
     parts = [part for part in PARTS if part in given.only.split(",")]
     show("agents", f"{given.agents}, coordinators {given.coordinators}")
     with tempfile.TemporaryDirectory() as name:
         real = [part for part in parts if part != "bare"]
         if real or "bare" not in parts:
-            await coordinator_parts(given.agents, real, given.coordinators, Path(name))
+            await coordinator_parts(given.agents, real, given.coordinators, given.changes, Path(name))
         if "bare" in parts:
             for kind in ("grpc", "plain"):
                 await bare(kind, given.agents, Path(name))

@@ -170,9 +170,9 @@ class Swarm:
 
 
 @functools.lru_cache(maxsize=64)
-def applied(revision: int, first: bool) -> bytes:
-    """What an agent says when it has applied a revision; with its endpoints the first time."""
-    up = UpFrame(applied=(revision, bytes(32), "ok"), findings=(), candidates=() if first else None)
+def applied(revision: int) -> bytes:
+    """What an agent says when it has applied a revision. Of its endpoints it says nothing: the bench moves them."""
+    up = UpFrame(applied=(revision, bytes(32), "ok"), findings=())
     return session.encode_up(up).SerializeToString()
 
 
@@ -188,7 +188,7 @@ class Agent:
         self._parts: list[bytes] = []
         self._wire: Wire | None = None
         self._fresh: Wire | None = None
-        self._due = self._first = False
+        self._due = False
         self._said = float("-inf")
         self._failures = 0
 
@@ -225,7 +225,7 @@ class Agent:
         self.frames += 1
         if not self.welcomed:  # the first frame; it moves no map
             assert session.decode_down(raw).mesh is not None
-            self.welcomed, self._first, self.resumed_at = True, True, time.monotonic()
+            self.welcomed, self.resumed_at = True, time.monotonic()
             self._report_soon()
             return
         if raw[0] == 0x42:  # a heartbeat alone
@@ -256,8 +256,8 @@ class Agent:
     def _report(self) -> None:
         self._due = False
         if self._wire is not None and self.welcomed and self.map.revision:
-            self._wire.send(STREAM, applied(self.map.revision, self._first))
-            self._first, self._said = False, time.monotonic()
+            self._wire.send(STREAM, applied(self.map.revision))
+            self._said = time.monotonic()
             self.swarm.counts["reports"] += 1
 
     def propose(self, up: UpFrame) -> None:
