@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from coordinator.feed import Feed
 from coordinator.presence import PresenceTable
@@ -27,9 +27,11 @@ class Asymmetry:
         self._accused: defaultdict[NodeId, set[NodeId]] = defaultdict(set)
         self._since: dict[tuple[NodeId, NodeId], float] = {}
 
-    def take(self, node: NodeId, findings: Iterable[FindingRow]) -> None:
+    def take(self, node: NodeId, findings: Collection[FindingRow]) -> None:
         """Whom `node` cannot reach now."""
         said = self._says.get(node, frozenset())
+        if not findings and not said:
+            return
         says = frozenset(
             NodeId(f.subject)
             for f in findings

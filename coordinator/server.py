@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from coordinator import founding, upkeep
+from coordinator import founding, heap, upkeep
 from coordinator.asymmetry import Asymmetry
 from coordinator.config import CoordinatorConfig
 from coordinator.embedded import EmbeddedEtcd
@@ -132,6 +132,7 @@ async def serve(
         say(f"serving mesh {authority.mesh.name} on {', '.join(config.listen)}")
         upkeeping = upkeep.run(members, feed, presence, rotations, config.rotate_after_s)
         loops = [feed.run(), upkeeping, upkeep.ask_registry(feed, sealed), rotations.run()]
+        loops.append(heap.run(lambda: front.connections))
         await _until_stopped([*loops, child.watchdog()] if child else loops)
         await events.commit(CoordinatorStopped(why="asked to"))
 

@@ -13,7 +13,7 @@ from meshctl.agent.device import Device
 from meshctl.agent.picture import Sources
 from meshctl.errors import MeshError
 from meshctl.events import Events, FindingClosed, FindingOpened
-from meshctl.mesh import integrity, judges, limits
+from meshctl.mesh import integrity, judges, limits, pacing
 from meshctl.mesh.integrity import Reading
 from meshctl.mesh.interface import Session
 from meshctl.mesh.keys import PublicKey
@@ -85,9 +85,11 @@ class Examiner:
             yield judges.drift(outcome.repaired, outcome.repaired_at, outcome.error, now=outcome.at)
         server = beat.revision if beat else 0
         age = now - self._from.link.beat_at if beat else None
-        yield judges.lag(outcome.revision, server, age, tuple(self._from.book.refused.values()), now=now)
+        silent_s = pacing.silence_s(len(self._from.book.roster.nodes))
+        refused = tuple(self._from.book.refused.values())
+        yield judges.lag(outcome.revision, server, age, refused, silent_s=silent_s, now=now)
         yield judges.keys(self._from.keeper.key_age_s, self._from.keeper.left_s, now=now)
-        fresh = beat is not None and now - self._from.link.beat_at < 60
+        fresh = age is not None and age < silent_s
         offsets = (e.offset_s for e in self._from.prober.echoes().values() if e.offset_s is not None)
         yield judges.clock(self._from.link.clock_offset_s if fresh else None, offsets, now=now)
 

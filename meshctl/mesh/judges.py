@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from meshctl.mesh import limits
+from meshctl.mesh import limits, pacing
 from meshctl.mesh.integrity import (
     ASYMMETRY,
     CLOCK,
@@ -44,17 +44,24 @@ def drift(repaired: Sequence[object], repaired_at: float, error: str, *, now: fl
 
 
 def lag(
-    applied: int, server: int, heartbeat_age_s: float | None, refused: Sequence[str] = (), *, now: float
+    applied: int,
+    server: int,
+    heartbeat_age_s: float | None,
+    refused: Sequence[str] = (),
+    *,
+    silent_s: float = pacing.silence_s(0),
+    now: float,
 ) -> Reading:
     """Revisions applied here and known to the server; None: no heartbeat since this process began.
 
-    `refused`: why key statements of the registry were not believed, one sentence each.
+    `refused`: why key statements of the registry were not believed, one sentence each. `silent_s`: the age at which a
+    stream counts as dead in a mesh of this size.
     """
     if refused:
         return Reading(LAG, "", Verdict.FAILED, now, short(f"{len(refused)} key statements refused: {refused[0]}"))
     if heartbeat_age_s is None:
         return Reading(LAG, "", Verdict.DEGRADED, now, f"no heartbeat yet, revision {applied} in force")
-    if heartbeat_age_s > limits.STREAM_SILENCE_S:
+    if heartbeat_age_s > silent_s:
         words = f"last heartbeat {ago(heartbeat_age_s)}, revision {applied} in force"
         return Reading(LAG, "", Verdict.DEGRADED, now, words)
     verdict = Verdict.FAILED if applied < server else Verdict.OK
