@@ -79,8 +79,10 @@ class Rotor:
 
     @property
     def me(self) -> Node:
-        """Our record, with the statement that is in force here."""
-        return replace(self._registered, statement=self.statement, next=None)
+        """Our record, with the statement that is in force here; a later one of ours that names the same key is, too."""
+        told = self._registered.statement
+        later = told.serial > self.statement.serial and told.wireguard == self.statement.wireguard
+        return replace(self._registered, statement=told if later else self.statement, next=None)
 
     def moved_at(self, peer: NodeId) -> float | None:
         """When the key of either end last changed, in unix seconds; None: not since this process began."""
