@@ -19,7 +19,7 @@ from coordinator.feed import Feed
 from coordinator.keyring import SealedRegistry
 from coordinator.records import NodeRecord, Tombstone
 from coordinator.registry import ADDRESSES, GONE, NAMES, NODES, TOKENS, Committed, Delete, Expect, Op, Put, Record
-from meshctl.errors import ConflictError, MeshError, RefusedError
+from meshctl.errors import ConflictError, MeshError, RefusedError, TrustError
 from meshctl.events import Events, TokenUsed
 from meshctl.mesh import addressing, admission, limits
 from meshctl.mesh.admission import Admitted, Refused, Token
@@ -117,13 +117,19 @@ class Admissions:
                     batch[seat.node] = seat
             self._line = [seat for seat in self._line if batch.get(seat.node) is not seat]
             seats = [seat for seat in batch.values() if not seat.verdict.done()]  # else its caller has gone
-            try:
-                if seats:
-                    await self._decide(seats)
-            except Exception as error:
-                for seat in seats:
-                    if not seat.verdict.done():
-                        seat.verdict.set_exception(error)
+            if seats:
+                await self._try(seats)
+
+    async def _try(self, seats: Sequence[_Seat]) -> None:
+        try:
+            await self._decide(seats)
+        except TrustError as error:  # a record was tampered with: it is not everybody's
+            if len(seats) == 1:
+                _fail(seats, error)
+            for seat in seats if len(seats) > 1 else ():
+                await self._try([seat])
+        except Exception as error:
+            _fail(seats, error)
 
     async def _decide(self, seats: Sequence[_Seat]) -> None:
         lost: set[IPv4Address] = set()
@@ -226,6 +232,12 @@ class Admissions:
 
     def _address_path(self, address: IPv4Address) -> str:
         return ADDRESSES + self._registry.index_key("address", str(address))
+
+
+def _fail(seats: Sequence[_Seat], error: Exception) -> None:
+    for seat in seats:
+        if not seat.verdict.done():
+            seat.verdict.set_exception(error)
 
 
 def _secret_matches(token: Token | None, secret: bytes) -> bool:
