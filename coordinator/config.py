@@ -28,6 +28,10 @@ class CoordinatorConfig:
     """CA certificate, client certificate and client key for that cluster (PEM files)."""
     etcd_cert: str = ""
     etcd_key: str = ""
+    etcd_server_name: str = ""
+    """A name that the certificate of every member of the cluster bears; empty: the host of the first URL."""
+    advertise: tuple[str, ...] = ()
+    """HOST:PORT where nodes reach this coordinator; `serve` adds them to what the mesh knows."""
     kek: str = "file"
     """Where the key-encryption key comes from: file or passphrase."""
     kek_file: str = "kek"

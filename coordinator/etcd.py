@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from coordinator.registry import (
     Compacted,
     Conflict,
     Deleted,
+    Endpoint,
     Expect,
     Health,
     Op,
@@ -46,8 +47,12 @@ ATTEMPT_S: Final = 2.0  # one call; etcd's own election takes about 1 s
 OPERATION_S: Final = 6.0  # all attempts of one operation: rides out a restart of etcd (measured: 1 to 2 s)
 FIRST_PAUSE_S: Final = 0.05
 MOST_PAUSE_S: Final = 0.5
+ENDPOINT_S: Final = 1.0  # one member, asked how it is
 LIST_PAGE: Final = 1000  # about 1 MB of records
 LIST_ATTEMPTS: Final = 3  # history may be compacted under a slow list
+# A member that stands still with its connections open (paused, its machine hung) is dropped after 8 s; etcd allows a
+# ping every 5 s.
+KEEPALIVE: Final = {"keepalive_time_ms": 5_500, "keepalive_timeout_ms": 2_500}
 CHANNEL: Final = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # grpc's default of two minutes would outlast any restart
@@ -94,8 +99,8 @@ def _pem(path: Path) -> bytes:
 class EtcdRegistry:
     """Implements coordinator.registry.Registry on an etcd cluster. Make it with `connect`."""
 
-    def __init__(self, channel: grpc.aio.Channel, where: str) -> None:
-        self._channel = channel
+    def __init__(self, channel: grpc.aio.Channel, where: str, members: Mapping[str, grpc.aio.Channel]) -> None:
+        self._channel, self._members = channel, members
         self._where = where
         self._kv = KVService(channel)
         self._maintenance = MaintenanceService(channel)
@@ -108,16 +113,19 @@ class EtcdRegistry:
         """Prepare the channel; nothing is sent before the first operation. Raises UsageError, EnvironmentFault."""
         if not address.endpoints or not all(endpoint.rpartition(":")[0] for endpoint in address.endpoints):
             raise UsageError(f"{address.endpoints} are not etcd endpoints", "write HOST:PORT")
-        manager = ConnectionManager(address.endpoints)
-        manager.target = await _target(address.endpoints)
-        manager.grpc_options.extend(CHANNEL)
-        channel = manager.get_channel(
-            ca_cert=_pem(address.ca),
-            cert_key=_pem(address.key),
-            cert_chain=_pem(address.certificate),
-            tls_server_name=address.server_name or address.endpoints[0].rpartition(":")[0].strip("[]"),
-        )
-        return cls(channel, ", ".join(address.endpoints))
+        server_name = address.server_name or address.endpoints[0].rpartition(":")[0].strip("[]")
+        files = _pem(address.ca), _pem(address.key), _pem(address.certificate)
+
+        async def channel(*endpoints: str) -> grpc.aio.Channel:
+            manager = ConnectionManager(endpoints, **KEEPALIVE)
+            manager.target = await _target(endpoints)
+            manager.grpc_options = [*manager.grpc_options, *CHANNEL]
+            made: grpc.aio.Channel = manager.get_channel(*files, tls_server_name=server_name)
+            return made
+
+        all_of_them = await channel(*address.endpoints)
+        one_by_one = {one: await channel(one) for one in address.endpoints if len(address.endpoints) > 1}
+        return cls(all_of_them, ", ".join(address.endpoints), one_by_one or {address.endpoints[0]: all_of_them})
 
     async def read(self, *paths: str) -> tuple[Record | None, ...]:
         """See Registry."""
@@ -221,13 +229,28 @@ class EtcdRegistry:
             await self._kv.get(MESH, count_only=True, timeout=ATTEMPT_S, max_attempts=1)
             status = await self._maintenance.status(timeout=ATTEMPT_S, max_attempts=1)
         except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
-            return Health(False, self._translated(error).what)
+            return Health(False, self._translated(error).what, answers=False)
         words = f"etcd {status.version}, {status.dbSize / 1e6:.1f} MB"
         return Health(not status.errors, ", ".join([words, *status.errors]))
 
+    async def endpoints(self) -> tuple[Endpoint, ...]:
+        """See Registry."""
+        asked = (self._endpoint(address, channel) for address, channel in self._members.items())
+        return tuple(await asyncio.gather(*asked))
+
+    async def _endpoint(self, address: str, channel: grpc.aio.Channel) -> Endpoint:
+        try:
+            status = await MaintenanceService(channel).status(timeout=ENDPOINT_S, max_attempts=1)
+        except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
+            return Endpoint(address, ok=False, words=_status(error)[1].split("\n")[0] or "does not answer")
+        words = ", ".join(status.errors) or ("" if status.leader else "no leader")
+        leads = status.leader == status.header.member_id
+        return Endpoint(address, not words, leads, status.version, status.dbSize, words)
+
     async def close(self) -> None:
         """See Registry."""
-        await self._channel.close(None)
+        for channel in {self._channel, *self._members.values()}:
+            await channel.close(None)
 
     async def _repeat(self, once: Callable[[int], Awaitable[T]]) -> T:
         """Call `once(attempt)` until it answers, fails for good, or OPERATION_S are over."""

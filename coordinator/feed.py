@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from coordinator import records
+from coordinator.board import Board
 from coordinator.records import NodeRecord, Tombstone
 from coordinator.registry import GONE, NODES, PLAN, ROOT, TURN, Changes, Compacted, Deleted, Record, Registry
 from meshctl.mesh import interface, topology
@@ -55,6 +56,7 @@ class Feed:
         self.by_name: dict[str, NodeId] = {}
         self.plan: Plan | None = None
         self.turn: Turn | None = None
+        self.board = Board()
         self.on_turn: list[Callable[[Turn | None, Turn], object]] = []  # told of the turn before and the one now
         self.on_move: list[Callable[[], object]] = []  # told when the map has moved
         self.loaded = False
@@ -65,6 +67,8 @@ class Feed:
         self._addresses: set[IPv4Address] | None = None  # made when somebody asks
         self._frames: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
         self._tick: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._told = -1  # revision of the map at the last wake
 
     async def load(self) -> None:
         """The whole registry at one revision: at start and after a compaction."""
@@ -77,11 +81,11 @@ class Feed:
         for node in [n for n in self.gone if GONE + n not in paths]:
             self._forget(node)
         self._addresses = None
-        self.seen = max(self.seen, revision)
+        self.board.only(paths)
         self._digests.at.clear()  # of the moments in between we know nothing
         self._digests.at[self.revision] = self._digests.total
         self.loaded = True
-        self._wake()
+        self._advance(revision)
 
     async def run(self) -> None:
         """Follow the watch; after a compaction read everything again."""
@@ -99,8 +103,7 @@ class Feed:
                                 self._deleted(event.path, event.revision)
                             else:
                                 self._put(event)
-                        self.seen = max(self.seen, revision)
-                        self._wake()
+                        self._advance(revision)
 
     def _put(self, record: Record) -> None:
         self._addresses = None
@@ -118,6 +121,8 @@ class Feed:
             stone = records.decode(record.value, Tombstone)
             self.gone[stone.id] = stone
             self._remove(stone.id, record.revision)
+        elif Board.has_room_for(record.path):
+            self.board.put(record)
         elif record.path == PLAN:
             self.plan = records.decode(record.value, Plan)
         elif record.path == TURN:
@@ -131,6 +136,8 @@ class Feed:
             self._remove(NodeId(path.removeprefix(NODES)), revision)
         elif path.startswith(GONE):
             self._forget(NodeId(path.removeprefix(GONE)))
+        elif Board.has_room_for(path):
+            self.board.drop(path)
 
     def _forget(self, node: NodeId) -> None:
         if self.gone.pop(node, None) and node not in self.members:
@@ -153,6 +160,15 @@ class Feed:
         while len(self._digests.at) > DIGESTS_KEPT:
             self._digests.at.popitem(last=False)
 
+    def _advance(self, revision: int) -> None:
+        """All up to `revision` was heard. Streams are woken when the map moved, not by what coordinators note."""
+        self.seen = max(self.seen, revision)
+        heard, self._heard = self._heard, asyncio.get_running_loop().create_future()
+        heard.set_result(None)
+        if self._told != self.revision:
+            self._told = self.revision
+            self._wake()
+
     def _wake(self) -> None:
         tick, self._tick = self._tick, asyncio.get_running_loop().create_future()
         tick.set_result(None)
@@ -173,7 +189,7 @@ class Feed:
     async def reached(self, revision: int) -> None:
         """Return once this feed has seen the registry's `revision` (read your own write)."""
         while self.seen < revision:
-            await asyncio.shield(self._tick)
+            await asyncio.shield(self._heard)
 
     def frames(self, cursor: int) -> list[bytes]:
         """Everything since `cursor` as frames; the same bytes for all streams that stand there."""

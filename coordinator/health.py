@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
-from coordinator.feed import Feed
+from coordinator import metrics
+from coordinator.convergence import Convergence
 from coordinator.front import Front
-from coordinator.presence import PresenceTable
+from coordinator.views import Views
 from meshctl.errors import EnvironmentFault
 from meshctl.wire.http import Request, Response, Server
 
@@ -19,8 +20,8 @@ from meshctl.wire.http import Request, Response, Server
 class CoordinatorHealth:
     """Computed when somebody asks."""
 
-    def __init__(self, feed: Feed, presence: PresenceTable, front: Front) -> None:
-        self._feed, self._presence, self._front = feed, presence, front
+    def __init__(self, views: Views, convergence: Convergence, front: Front) -> None:
+        self._feed, self._views, self._convergence, self._front = views.feed, views, convergence, front
         self._started = time.time()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -41,39 +42,18 @@ class CoordinatorHealth:
 
     def collect(self) -> Iterator[Metric]:
         """prometheus_client calls this at each scrape."""
-        connected = [held for _, held in self._presence.connected()]
-        revision = self._feed.revision
-        for name, what, value in (
-            ("nodes", "Members of the mesh", len(self._feed.members)),
-            ("nodes_connected", "Members with a live session here", len(connected)),
-            (
-                "nodes_converged",
-                "Connected members that applied the current revision",
-                sum(p.applied >= revision for p in connected),
-            ),
-            ("revision", "Revision of the map", revision),
-            ("following", "1 while the registry's watch stands", int(self._feed.following)),
-        ):
-            yield GaugeMetricFamily(f"meshctl_coordinator_{name}", what, value=value)
-        figures = self._front.connections
-        yield CounterMetricFamily("meshctl_front_accepted", "Connections accepted", value=figures.accepted)
-        yield GaugeMetricFamily("meshctl_front_live", "Connections that are served", value=figures.live)
-        yield GaugeMetricFamily("meshctl_front_handshakes", "Handshakes in flight", value=figures.handshakes)
-        refused = CounterMetricFamily("meshctl_front_refused", "Connections refused, by reason", labels=["reason"])
-        cut = CounterMetricFamily("meshctl_front_cut", "Connections cut, by reason", labels=["reason"])
-        for family, counts in ((refused, figures.refused), (cut, figures.cut)):
-            for why, count in sorted(counts.items()):
-                family.add_metric([why], count)
-            yield family
+        yield from metrics.of_mesh(self._views.overview(), following=self._feed.following)
+        yield metrics.convergence(*self._convergence.histogram())
+        yield from metrics.of_front(self._front.connections)
 
 
 async def serve_health(
-    stack: contextlib.AsyncExitStack, listen: str, feed: Feed, presence: PresenceTable, front: Front
+    stack: contextlib.AsyncExitStack, listen: str, views: Views, convergence: Convergence, front: Front
 ) -> None:
     """Until the stack unwinds; nothing when `listen` is empty. Raises EnvironmentFault."""
     if not listen:
         return
-    health = CoordinatorHealth(feed, presence, front)
+    health = CoordinatorHealth(views, convergence, front)
     server = Server({"/healthz": health.healthz, "/readyz": health.readyz, "/metrics": health.metrics})
     host, _, port = listen.rpartition(":")
     if not port.isdigit():

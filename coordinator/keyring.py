@@ -32,6 +32,7 @@ from coordinator.registry import (
     Compacted,
     Conflict,
     Deleted,
+    Endpoint,
     Health,
     Op,
     Put,
@@ -250,6 +251,10 @@ class SealedRegistry:
     async def health(self) -> Health:
         """See Registry."""
         return await self._registry.health()
+
+    async def endpoints(self) -> tuple[Endpoint, ...]:
+        """See Registry."""
+        return await self._registry.endpoints()
 
     async def close(self) -> None:
         """See Registry."""

@@ -1,17 +1,24 @@
-"""Who is connected here, what each node applied, and what it reported: memory only, never etcd (NET-2, NET-7)."""
+"""Who is connected here, what each node applied, and what it reported: memory only (NET-2, NET-7).
+
+What other coordinators are told of it is herald.py's business.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from meshctl.mesh.model import NodeId
 from meshctl.wire.codec import FindingRow
 
+RELEASE = re.compile(r"[0-9A-Za-z.+-]{1,32}")  # what a node says of itself becomes a label of a metric
+
 
 @dataclass(slots=True)
 class Presence:
-    """One node as this coordinator knows it. Times in unix seconds."""
+    """One node as this coordinator knows it. Times in unix seconds, but for `opened`, which is steady."""
 
     since: float
     connected: bool = True
@@ -22,13 +29,19 @@ class Presence:
     findings: tuple[FindingRow, ...] = ()
     reported: float = 0.0
     streams: int = 0
+    release: str = ""
+    opened: float = 0.0
 
 
 class PresenceTable:
     """All nodes that connected since this coordinator started."""
 
-    def __init__(self) -> None:
+    def __init__(self, steady: Callable[[], float] = time.monotonic) -> None:
         self._nodes: dict[NodeId, Presence] = {}
+        self._steady = steady
+        self.on_closed: list[Callable[[NodeId], object]] = []  # told of each node whose last stream ended
+        self.on_change: list[Callable[[NodeId], object]] = []  # told of each that came, went or changed its verdict
+        self.on_applied: list[Callable[[Presence, int], object]] = []  # told of it, and of what was applied before
 
     def __getitem__(self, node: NodeId) -> Presence:
         return self._nodes[node]
@@ -46,13 +59,15 @@ class PresenceTable:
         held = self._nodes.get(node)
         return held is not None and held.connected
 
-    def opened(self, node: NodeId, address: str, *, now: float) -> None:
+    def opened(self, node: NodeId, address: str, release: str = "", *, now: float) -> None:
         """A stream began. A node that moves may overlap with itself for a moment."""
         held = self._nodes.setdefault(node, Presence(now))
         if not held.connected or held.streams == 0:
-            held.since = now
+            held.since, held.opened = now, self._steady()
         held.streams += 1
         held.connected, held.address = True, address
+        held.release = release if RELEASE.fullmatch(release) else "unknown"
+        self._tell(node)
 
     def closed(self, node: NodeId, *, now: float) -> None:
         """A stream ended."""
@@ -61,11 +76,33 @@ class PresenceTable:
             held.streams -= 1
             if held.streams == 0:
                 held.connected, held.since = False, now
+                for act in self.on_closed:
+                    act(node)
+                self._tell(node)
+
+    def report(
+        self, node: NodeId, applied: tuple[int, bytes, str], findings: tuple[FindingRow, ...], *, now: float
+    ) -> None:
+        """What a node says: revision applied, digest of its kernel, verdict; and what it found."""
+        held = self._nodes[node]
+        before, verdict = held.applied, held.verdict
+        held.applied, held.digest, held.verdict = applied
+        held.findings, held.reported = findings, now
+        if held.applied > before:
+            for act in self.on_applied:
+                act(held, before)
+        if held.verdict != verdict:
+            self._tell(node)
 
     def forget(self, node: NodeId) -> None:
         """The node is gone from the mesh."""
-        self._nodes.pop(node, None)
+        if self._nodes.pop(node, None):
+            self._tell(node)
 
-    def stragglers(self, revision: int, members: Iterable[NodeId]) -> list[NodeId]:
-        """Members that have not told us that they applied `revision`: a node out of our reach still has its tunnels."""
-        return [n for n in members if not (p := self._nodes.get(n)) or not p.connected or p.applied < revision]
+    def that_applied(self, revision: int) -> set[NodeId]:
+        """Nodes that told us, by now, that they applied `revision`. What was applied stays applied."""
+        return {node for node, held in self._nodes.items() if held.applied >= revision}
+
+    def _tell(self, node: NodeId) -> None:
+        for act in self.on_change:
+            act(node)

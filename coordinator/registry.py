@@ -11,6 +11,8 @@ Layout, all of it under ROOT; ids are opaque, names and addresses appear only as
     node/<id>         a member                                       token/<id>      a join token
     gone/<id>         its tombstone                                  address/<hmac>, name/<hmac>   taken by which node
     rotation/plan     what the last rotation is to do                rotation/turn    how far it is
+    coordinator/<id>/beat, coordinator/<id>/roll/<c>   what a coordinator says of itself, and who is connected there
+    ask/<id>, ask/<id>/<coordinator>                   who applied a revision? and what each coordinator knows of it
 
 Meets ENC-1 (what is readable in etcd is listed here), OPS-2 (every decision is one transaction with compares).
 """
@@ -35,6 +37,8 @@ NAMES: Final = ROOT + "name/"
 ADDRESSES: Final = ROOT + "address/"
 PLAN: Final = ROOT + "rotation/plan"
 TURN: Final = ROOT + "rotation/turn"
+COORDINATORS: Final = ROOT + "coordinator/"
+ASKS: Final = ROOT + "ask/"
 
 COMMIT_OPS: Final = 128  # etcd's default --max-txn-ops
 COMMIT_BYTES: Final = 1024 * 1024  # etcd refuses requests over 1.5 MiB; the rest is room for paths and framing
@@ -125,10 +129,23 @@ class Compacted:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Can the registry decide now? `words` for the person who reads it."""
+    """Can the registry decide now? `words` for the person who reads it. `answers`: it can be read, if not written."""
 
     ok: bool
     words: str
+    answers: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One member of the store, asked by itself."""
+
+    address: str
+    ok: bool
+    leader: bool = False
+    version: str = ""
+    size: int = 0  # bytes of its database
+    words: str = ""  # what is wrong
 
 
 class Registry(Protocol):
@@ -155,6 +172,10 @@ class Registry(Protocol):
 
     async def health(self) -> Health:
         """Whether a read and a write would go through now. Never raises for a store that is down."""
+        ...
+
+    async def endpoints(self) -> tuple[Endpoint, ...]:
+        """Each member of the store, asked by itself. Never raises for one that is down."""
         ...
 
     async def close(self) -> None:

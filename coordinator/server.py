@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from coordinator import founding, heap, upkeep
-from coordinator.asymmetry import Asymmetry
 from coordinator.config import CoordinatorConfig
 from coordinator.embedded import EmbeddedEtcd
 from coordinator.enrol import Authority, Enrolment
 from coordinator.etcd import EtcdAddress, EtcdRegistry
 from coordinator.feed import Feed
+from coordinator.fellowship import Fellowship, fellowship
+from coordinator.fleet import Beat
 from coordinator.front import Front, grpc_server_options
 from coordinator.health import serve_health
 from coordinator.keyring import FileKek, Kek, Keyring, PassphraseKek, SealedRegistry
@@ -68,7 +70,8 @@ async def open_registry(
         child: EmbeddedEtcd | None = None
         if config.etcd:
             endpoints = tuple(url.removeprefix("https://") for url in config.etcd)
-            address = EtcdAddress(endpoints, Path(config.etcd_ca), Path(config.etcd_cert), Path(config.etcd_key))
+            files = Path(config.etcd_ca), Path(config.etcd_cert), Path(config.etcd_key)
+            address = EtcdAddress(endpoints, *files, config.etcd_server_name)
         else:
             child = EmbeddedEtcd(directory / "etcd", say)
             address = await child.start()
@@ -76,6 +79,11 @@ async def open_registry(
         registry = await EtcdRegistry.connect(address)
         stack.push_async_callback(registry.close)
         yield registry, child
+
+
+def home(directory: Path) -> str:
+    """This coordinator's place, by which it knows its predecessor's notes."""
+    return f"{socket.gethostname()}:{directory.absolute()}"
 
 
 def run_directory(directory: Path) -> Path:
@@ -94,45 +102,39 @@ def split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-async def serve(
-    directory: Path,
-    config: CoordinatorConfig,
-    events: Events,
-    say: Callable[[str], None],
-    advertise: Sequence[str] = (),
-) -> None:
+async def serve(directory: Path, config: CoordinatorConfig, events: Events, say: Callable[[str], None]) -> None:
     """Until SIGTERM or SIGINT. `say` hears what people should know. Raises MeshError when it cannot start."""
     async with contextlib.AsyncExitStack() as stack:
         registry, child = await stack.enter_async_context(open_registry(directory, config, say))
         sealed = SealedRegistry(registry, await Keyring.open(registry, kek_provider(directory, config)))
-        await founding.advertise(sealed, advertise)
+        await founding.advertise(sealed, config.advertise)
         authority = await founding.authority(sealed)
         presence = PresenceTable()
         gone: list[Callable[[NodeId], object]] = [presence.forget]
         feed = Feed(sealed, gone)
+        about = Beat(home(directory), __version__, time.time(), config.advertise)
+        fellows = fellowship(authority.mesh, about, sealed, feed, presence)  # before the feed brings what others said
+        gone += [fellows.fleet.forget, fellows.views.asymmetry.forget]
         await feed.load()
         members = Members(authority.mesh, sealed, feed, events, time.time)
-        asymmetry = Asymmetry(feed, presence)
-        rotations = Rotations(authority.mesh, sealed, feed, events, time.time, presence.is_connected)
-        gone.append(asymmetry.forget)
+        rotations = Rotations(authority.mesh, sealed, feed, events, time.time, fellows.fleet.is_connected)
         sockets = run_directory(directory)
 
-        checks = await _services(
-            stack, sockets, authority, sealed, feed, presence, members, asymmetry, rotations, events
-        )
+        checks = await _services(stack, sockets, authority, sealed, members, rotations, fellows, events)
         front = _front(authority, feed, sockets)
         gone.append(lambda node: _cut(front, feed, authority.mesh.id, node))
         await front.start([split(address) for address in config.listen])
         stack.push_async_callback(front.stop)
-        await serve_health(stack, config.health_listen, feed, presence, front)
+        await serve_health(stack, config.health_listen, fellows.views, fellows.convergence, front)
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         await events.commit(CoordinatorStarted(release=__version__, incarnation=authority.mesh.incarnation))
         if authority.mesh.policy == "allow-all":
             events.emit(PolicyAllowAll())
         say(f"serving mesh {authority.mesh.name} on {', '.join(config.listen)}")
-        upkeeping = upkeep.run(members, feed, presence, rotations, config.rotate_after_s)
-        loops = [feed.run(), upkeeping, upkeep.ask_registry(feed, sealed), rotations.run()]
-        loops.append(heap.run(lambda: front.connections))
+        after_s = config.rotate_after_s
+        upkeeping = upkeep.run(members, feed, fellows.fleet, fellows.herald, fellows.asks, rotations, after_s)
+        loops = [feed.run(), upkeeping, rotations.run(), heap.run(lambda: front.connections), *fellows.loops()]
+        stack.push_async_callback(fellows.herald.leave)
         await _until_stopped([*loops, child.watchdog()] if child else loops)
         await events.commit(CoordinatorStopped(why="asked to"))
 
@@ -142,25 +144,24 @@ async def _services(
     sockets: Path,
     authority: Authority,
     sealed: SealedRegistry,
-    feed: Feed,
-    presence: PresenceTable,
     members: Members,
-    asymmetry: Asymmetry,
     rotations: Rotations,
+    fellows: Fellowship,
     events: Events,
 ) -> Any:
     """Both gRPC servers, listening on their sockets -> the grpc.health.v1 servicer, to be told when we serve."""
-    mesh = authority.mesh
-    enrolment = Enrolment(authority, sealed, feed, events, time.time)
+    mesh, views = authority.mesh, fellows.views
+    enrolment = Enrolment(authority, sealed, views.feed, events, time.time)
     backend = await _server(sockets / "backend.sock", stack, grpc_server_options())
     rpc.add_EnrolmentServicer_to_server(EnrolmentService(enrolment), backend)
-    meshes = MeshService(mesh, feed, presence, members, events, asymmetry, rotations)
+    meshes = MeshService(
+        mesh, views.feed, views.presence, members, events, views.asymmetry, rotations, fellows.views.pulse
+    )
     backend.add_generic_rpc_handlers((meshes.handlers(),))
     checks: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(checks, backend)
     operators = await _server(sockets / "operator.sock", stack, [])
-    desk = OperatorService(mesh, feed, presence, members, sealed, asymmetry, rotations)
-    rpc.add_OperatorServicer_to_server(desk, operators)
+    rpc.add_OperatorServicer_to_server(OperatorService(views, members, rotations, fellows.asks), operators)
     await backend.start()
     await operators.start()
     return checks

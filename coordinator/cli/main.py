@@ -6,11 +6,10 @@ from pathlib import Path
 
 import click
 
-from coordinator.cli import nodes, tokens
-from coordinator.cli.local import DATA_DIR, call, directory
+from coordinator.cli import nodes, status, tokens
+from coordinator.cli.local import DATA_DIR
 from coordinator.config import DEFAULT_PORT
 from meshctl import __version__, terminal
-from meshctl.wire import operator
 
 
 @click.group(cls=terminal.Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,6 +41,9 @@ def cli() -> None:
 @click.option("--etcd-ca", default="", help="CA certificate of that cluster (PEM file).")
 @click.option("--etcd-cert", default="", help="Our client certificate for it (PEM file).")
 @click.option("--etcd-key", default="", help="Its key (PEM file).")
+@click.option(
+    "--etcd-server-name", default="", help="A name in every member's certificate; by default the first URL's host."
+)
 @click.option(
     "--passphrase-file",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -78,31 +80,11 @@ def serve(data_dir: Path, etcd: str | None, listen: tuple[str, ...], advertise: 
     run(data_dir, etcd=tuple(etcd.split(",")) if etcd else (), listen=listen, advertise=advertise)
 
 
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@DATA_DIR
-def status(data_dir: Path, as_json: bool) -> None:
-    """This coordinator, its mesh, and what deserves attention."""
-    state = operator.status(call(directory(data_dir), "Status", operator.nothing()))
-    if as_json:
-        terminal.echo_json(state)
-        return
-    mesh = state.mesh
-    click.echo(f"mesh {mesh.name} ({mesh.id})   {mesh.prefix4}  {mesh.prefix6}   release {state.release}")
-    click.echo(
-        f"revision {state.revision}   nodes {state.nodes}   connected {state.connected}   "
-        f"at this revision {state.converged}"
-    )
-    click.echo(f"coordinators {', '.join(mesh.coordinators)}   etcd {state.etcd}")
-    if mesh.policy == "allow-all":
-        click.echo("! policy: allow-all")
-    if state.connected > state.converged:
-        click.echo(f"! {state.connected - state.converged} connected nodes are behind -> mesh-coordinator nodes list")
-
-
 cli.add_command(tokens.token)
 cli.add_command(nodes.nodes)
 cli.add_command(nodes.revoke)
+cli.add_command(nodes.applied)
+cli.add_command(status.status)
 
 
 def main() -> None:

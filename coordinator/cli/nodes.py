@@ -9,7 +9,7 @@ import click
 
 from coordinator.cli.local import DATA_DIR, call, directory
 from meshctl import terminal
-from meshctl.errors import RefusedError
+from meshctl.errors import RefusedError, UnreachableError
 from meshctl.wire import operator
 from meshctl.wire.operator import NodeState
 
@@ -29,6 +29,7 @@ def _all(data_dir: Path) -> tuple[tuple[NodeState, ...], int]:
 def _row(state: NodeState, revision: int, *, now: float) -> tuple[object, ...]:
     node = state.node
     link = "not yet" if not state.since else ("up " if state.connected else "down ") + terminal.age(now - state.since)
+    link += f" at {state.via}" if state.via else ""
     lag = "-" if not state.connected else "current" if state.applied >= revision else f"{state.applied} < {revision}"
     held = "-" if not state.connected else "ok" if state.digest_ok else "differs"
     return node.name, node.address4, link, lag, held, state.verdict, ",".join(node.tags) or "-", node.id
@@ -79,13 +80,18 @@ def show(data_dir: Path, name: str, as_json: bool) -> None:
         ("serial", node.statement.serial),
         ("joined at revision", node.joined),
         ("endpoints", ", ".join(f"{c.endpoint} ({c.origin})" for c in node.candidates) or "-"),
-        ("connected", f"{'yes' if state.connected else 'no'}, from {state.seen_address or '-'}"),
+        ("connected", f"{'yes' if state.connected else 'no'}, {_where(state)}"),
+        ("release", state.release or "-"),
         ("applied", f"{state.applied} of {revision}"),
         ("kernel digest", "as expected" if state.digest_ok else "not as expected"),
         ("health", state.verdict),
         ("ephemeral", "yes" if state.ephemeral else "no"),
     ):
         click.echo(f"{key:>20}  {value}")
+
+
+def _where(state: NodeState) -> str:
+    return f"at {state.via}" if state.via else f"from {state.seen_address or '-'}"
 
 
 def _plain(state: NodeState) -> dict[str, object]:
@@ -101,6 +107,8 @@ def _plain(state: NodeState) -> dict[str, object]:
         "joined": node.joined,
         "endpoints": [{"endpoint": str(c.endpoint), "origin": str(c.origin)} for c in node.candidates],
         "connected": state.connected,
+        "via": state.via,
+        "release": state.release,
         "since": state.since,
         "applied": state.applied,
         "digest_ok": state.digest_ok,
@@ -111,10 +119,15 @@ def _plain(state: NodeState) -> dict[str, object]:
 
 
 def _wait(data_dir: Path, revision: int, timeout_s: float, what: str) -> None:
-    reply = call(data_dir, "Applied", operator.applied_request(revision, timeout_s), timeout_s + 10)
+    try:
+        reply = call(data_dir, "Applied", operator.applied_request(revision, timeout_s), timeout_s + 10)
+    except UnreachableError as error:
+        hint = f"ask again, here or at another coordinator: mesh-coordinator applied {revision}"
+        raise UnreachableError(f"{what} stands, but who applied it is not known: {error.what}", hint) from error
     click.echo(f"{what}: applied by {reply.applied} members in {reply.seconds:.2f} s")
-    if reply.stragglers:
-        click.echo(f"not yet by: {', '.join(reply.stragglers)}")
+    if reply.waiting:
+        more = reply.waiting - len(reply.stragglers)
+        click.echo(f"not yet by: {', '.join(reply.stragglers)}" + (f" and {more} more" if more else ""))
         raise click.exceptions.Exit(EXIT_STRAGGLERS)
 
 
@@ -153,3 +166,15 @@ def revoke(data_dir: Path, name: str, wait: bool, timeout: float, reason: str) -
     click.echo(f"node {name} is revoked at revision {done.revision}")
     if wait:
         _wait(data_dir, done.revision, timeout, f"revocation of {name}")
+
+
+@click.command()
+@click.argument("revision", type=click.IntRange(min=1), required=False)
+@TIMEOUT
+@DATA_DIR
+def applied(data_dir: Path, revision: int | None, timeout: float) -> None:
+    """Wait until every member has applied REVISION, by default the newest; name those that have not (exit 11).
+
+    What --wait does, for a change that was made before or at another coordinator.
+    """
+    _wait(directory(data_dir), revision or 0, timeout, f"revision {revision}" if revision else "the newest revision")

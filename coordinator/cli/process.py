@@ -62,6 +62,7 @@ def initialise(
     etcd_ca: str,
     etcd_cert: str,
     etcd_key: str,
+    etcd_server_name: str,
     passphrase_file: Path | None,
     health_listen: str,
 ) -> None:
@@ -86,6 +87,8 @@ def initialise(
         etcd_ca=etcd_ca,
         etcd_cert=etcd_cert,
         etcd_key=etcd_key,
+        etcd_server_name=etcd_server_name,
+        advertise=advertise,
         health_listen=health_listen,
         kek="passphrase" if passphrase_file else "file",
         kek_file=str(passphrase_file.absolute()) if passphrase_file else "kek",
@@ -139,9 +142,10 @@ def run(data_dir: Path, *, etcd: tuple[str, ...], listen: tuple[str, ...], adver
     """Serve until asked to stop."""
     config = load(data_dir)
     config = replace(config, etcd=etcd or config.etcd, listen=listen or config.listen)
+    config = replace(config, advertise=advertise or config.advertise)
     events = EventLog(data_dir / "events.jsonl", actor="coordinator", human=HumanLog(sys.stderr))
     os.umask(0o077)
-    uvloop.run(server.serve(data_dir, config, events, _say, advertise))
+    uvloop.run(server.serve(data_dir, config, events, _say))
 
 
 def _say(words: str) -> None:

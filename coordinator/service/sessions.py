@@ -20,6 +20,7 @@ from coordinator.members import Members
 from coordinator.passes import Passes
 from coordinator.peer import PeerIdentity
 from coordinator.presence import PresenceTable
+from coordinator.pulse import Pulse
 from coordinator.records import Why
 from coordinator.rotations import Rotations
 from coordinator.service import calls
@@ -47,7 +48,9 @@ class MeshService:
         events: Events,
         asymmetry: Asymmetry,
         rotations: Rotations,
+        pulse: Pulse,
     ) -> None:
+        self._pulse = pulse
         self._mesh, self._feed, self._presence, self._members, self._events = mesh, feed, presence, members, events
         self._asymmetry, self._rotations = asymmetry, rotations
         self._streams: dict[NodeId, _Stream] = {}  # the newest of each node
@@ -88,7 +91,7 @@ class MeshService:
         except MeshError as error:
             await calls.refuse(context, error)
         opened = time.time()
-        self._presence.opened(node, str(who.address), now=opened)
+        self._presence.opened(node, str(who.address), first.release, now=opened)
         self._events.emit(SessionOpened(actor=f"node:{node}", source=who.address, node=node, revision=first.resume[1]))
         stream = self._streams[node] = _Stream(self, node, who, context, cursor)
         why = "ended"
@@ -143,8 +146,7 @@ class MeshService:
         if held is None:
             return
         if up.applied is not None:
-            held.applied, held.digest, held.verdict = up.applied
-            held.findings, held.reported = up.findings or (), time.time()
+            self._presence.report(node, up.applied, up.findings or (), now=time.time())
             self._asymmetry.take(node, held.findings)
         if up.candidates is not None:
             await self._members.set_candidates(node, up.candidates, who.address)
@@ -166,8 +168,9 @@ class MeshService:
         return session.welcome_frame(self._mesh, str(who.address), self._feed.revision, now=time.time())
 
     def heartbeat(self, node: NodeId) -> bytes:
-        """Our clock, our revision, what we find."""
-        return session.heartbeat_frame(self._feed.revision, self._asymmetry.of(node), now=time.time())
+        """Our clock, our revision, what we find, and how old it may be."""
+        found, age = self._asymmetry.of(node), self._pulse.age_s
+        return session.heartbeat_frame(self._feed.revision, found, age, now=time.time())
 
     @property
     def feed(self) -> Feed:

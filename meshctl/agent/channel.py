@@ -88,6 +88,7 @@ def open_channel(
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.enable_retries", 0),
         ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.min_reconnect_backoff_ms", 10_000),  # how long one attempt may take: past a storm's queue at the front
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 1_000),
     ]

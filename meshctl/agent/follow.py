@@ -21,7 +21,7 @@ from meshctl.agent import channel
 from meshctl.agent.book import Book
 from meshctl.agent.join import Member
 from meshctl.crypto.identity import Identity
-from meshctl.errors import MeshError, ProtocolError, RefusedError
+from meshctl.errors import MeshError, ProtocolError, RefusedError, UnreachableError
 from meshctl.events import Events, SessionClosed, SessionOpened, StatementRefused
 from meshctl.mesh import limits, pacing
 from meshctl.mesh.model import Candidate, MeshInfo, NodeId
@@ -92,6 +92,7 @@ class Follower:
         self._told: dict[str, str] = {}
         self._report, self._on_map, self._renew, self._adopt, self._events = report, on_map, renew, adopt, events
         self._again = False
+        self._deaf_until = 0.0
         self.on_order: Callable[[], object] = lambda: None
 
     async def run(self) -> None:
@@ -133,6 +134,7 @@ class Follower:
     def _order(self) -> list[str]:
         addresses = list(self._member().mesh.coordinators)
         random.shuffle(addresses)
+        addresses.sort(key=lambda address: address == self.link.coordinator)  # the one that was left comes last
         return addresses
 
     def _down(self) -> None:
@@ -176,6 +178,7 @@ class Follower:
                 self._adopt(frame.mesh)
             if frame.beat:
                 self._beat(frame.beat)
+                self._leave_if_deaf(frame.beat, address)
             if frame.order:
                 self.link.order = frame.order if frame.order.rotation else None
                 self.on_order()
@@ -192,6 +195,15 @@ class Follower:
                         raise ProtocolError(f"coordinator {address} sends maps that do not match their hash")
                     self._again = True
                     self.dirty.set()
+
+    def _leave_if_deaf(self, beat: Beat, address: str) -> None:
+        """A coordinator that cannot hear the registry says so: another may. Not over and over, if none can."""
+        if beat.registry_age_s > limits.REGISTRY_OLD_S and self._deaf_until < time.monotonic():
+            pause = random.uniform(1, 2) * limits.REGISTRY_MOVE_EVERY_S  # noqa: S311 - jitter, no secret
+            self._deaf_until = time.monotonic() + pause
+            if len(self._member().mesh.coordinators) > 1:
+                what = f"coordinator {address} has not heard the registry for {beat.registry_age_s:.0f} s"
+                raise UnreachableError(what, "another one is tried")
 
     def _tell_refused(self) -> None:
         """An event for each key statement refused, once per reason."""

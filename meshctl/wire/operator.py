@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from meshctl.mesh.admission import Token
-from meshctl.mesh.model import MeshInfo, Node
+from meshctl.mesh.model import Node
 from meshctl.wire import codec
 from meshctl.wire.codec import FindingRow, strict
 from meshctl.wire.v1 import mesh_pb2 as pb
@@ -16,8 +16,9 @@ from meshctl.wire.v1 import mesh_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """A node as operators see it. `since` (unix s): when it connected, or was last seen, by this coordinator; 0 =
-    never.
+    """A node as operators see it. `since` (unix s): when it connected, or was last seen, by a coordinator; 0 = never.
+
+    `via` is the coordinator where it is connected, when that is not the one that answers.
     """
 
     node: Node
@@ -30,20 +31,8 @@ class NodeState:
     findings: tuple[FindingRow, ...]
     seen_address: str
     key_made_at: float = 0.0  # unix seconds
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinatorState:
-    """One coordinator about itself and the mesh. `converged` counts connected nodes at the current revision."""
-
-    mesh: MeshInfo
-    revision: int
-    nodes: int
-    connected: int
-    converged: int
-    started: float
-    release: str
-    etcd: str
+    via: str = ""
+    release: str = ""
 
 
 def token_request(life_s: float, uses: int, tags: tuple[str, ...], ephemeral: bool, note: str) -> pb.TokenRequest:
@@ -100,13 +89,13 @@ def done(revision: int, what: str) -> pb.Done:
 
 
 def applied_request(revision: int, timeout_s: float) -> pb.AppliedRequest:
-    """Wait until all connected nodes applied `revision`."""
+    """Wait until all members have applied `revision`; 0: the one of now."""
     return pb.AppliedRequest(revision=revision, timeout_s=timeout_s)
 
 
-def applied_reply(applied: int, stragglers: Iterable[str], seconds: float) -> pb.AppliedReply:
-    """How many did, who did not, and how long it took."""
-    return pb.AppliedReply(applied=applied, stragglers=stragglers, seconds=seconds)
+def applied_reply(applied: int, stragglers: Iterable[str], waiting: int, seconds: float) -> pb.AppliedReply:
+    """How many did, who (the first few of `waiting`) did not, and how long it took."""
+    return pb.AppliedReply(applied=applied, stragglers=stragglers, waiting=waiting, seconds=seconds)
 
 
 def states_message(states: Iterable[NodeState], revision: int) -> pb.NodeStates:
@@ -125,6 +114,8 @@ def states_message(states: Iterable[NodeState], revision: int) -> pb.NodeStates:
                 findings=codec.finding_messages(s.findings),
                 seen_address=s.seen_address,
                 key_made_at=s.key_made_at,
+                via=s.via,
+                release=s.release,
             )
             for s in states
         ],
@@ -146,28 +137,9 @@ def states(message: pb.NodeStates) -> tuple[NodeState, ...]:
                 codec.finding_rows(m.findings),
                 m.seen_address,
                 m.key_made_at,
+                m.via,
+                m.release,
             )
             for m in message.nodes
         )
 
-
-def status_message(state: CoordinatorState) -> pb.CoordinatorStatus:
-    """For Status."""
-    return pb.CoordinatorStatus(
-        mesh=codec.mesh_message(state.mesh),
-        revision=state.revision,
-        nodes=state.nodes,
-        connected=state.connected,
-        converged=state.converged,
-        started=state.started,
-        release=state.release,
-        etcd=state.etcd,
-    )
-
-
-def status(m: pb.CoordinatorStatus) -> CoordinatorState:
-    """Inverse of `status_message`."""
-    with strict("status"):
-        return CoordinatorState(
-            codec.mesh_info(m.mesh), m.revision, m.nodes, m.connected, m.converged, m.started, m.release, m.etcd
-        )

@@ -94,9 +94,12 @@ def frames(
     return out
 
 
-def heartbeat_frame(revision: int, findings: Sequence[FindingRow] = (), *, now: float) -> bytes:
-    """The server's clock and revision, and what it finds of this node."""
-    beat = pb.Heartbeat(now=now, revision=revision, findings=codec.finding_messages(findings))
+def heartbeat_frame(
+    revision: int, findings: Sequence[FindingRow] = (), registry_age_s: float = 0.0, *, now: float
+) -> bytes:
+    """The server's clock and revision, what it finds of this node, and how long the registry has not answered it."""
+    found = codec.finding_messages(findings)
+    beat = pb.Heartbeat(now=now, revision=revision, findings=found, registry_age=registry_age_s)
     return pb.Down(heartbeat=beat).SerializeToString()
 
 
@@ -108,12 +111,13 @@ def welcome_frame(mesh: MeshInfo, seen_address: str, revision: int, *, now: floa
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Heartbeat: the server's wall clock (unix s), its revision, what it found, where it sees us."""
+    """Heartbeat: the server's wall clock (unix s), its revision, what it found, where it sees us, age of its map."""
 
     now: float
     revision: int
     findings: tuple[FindingRow, ...]
     seen_address: str
+    registry_age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +146,9 @@ def decode_down(raw: bytes) -> DownFrame:
     with strict("frame"):
         m = pb.Down.FromString(raw)
         h = m.heartbeat
-        beat = (
-            Beat(h.now, h.revision, codec.finding_rows(h.findings), h.seen_address) if m.HasField("heartbeat") else None
-        )
+        beat = None
+        if m.HasField("heartbeat"):
+            beat = Beat(h.now, h.revision, codec.finding_rows(h.findings), h.seen_address, h.registry_age)
         mesh = codec.mesh_info(m.mesh) if m.HasField("mesh") else None
         order = turns.order(m.order) if m.HasField("order") else None
         put, gone = tuple(m.put), tuple(m.gone)
@@ -161,6 +165,7 @@ class UpFrame:
     findings: tuple[FindingRow, ...] | None = None
     again: bool = False
     rotation: Report | None = None
+    release: str = ""  # of the node, told with `resume`
 
 
 def encode_up(frame: UpFrame) -> pb.Up:
@@ -185,8 +190,9 @@ def encode_up(frame: UpFrame) -> pb.Up:
 def decode_up(up: pb.Up) -> UpFrame:
     """From the servicer. Findings come with every report, so an empty list closes them."""
     with strict("report"):
-        resume = None
+        resume, release = None, ""
         if up.HasField("resume"):
+            release = up.resume.hello.release
             codec.agree(up.resume.hello)
             resume = up.resume.incarnation, up.resume.revision, up.resume.map_hash
         applied = (up.applied.revision, up.applied.digest, up.applied.verdict) if up.HasField("applied") else None
@@ -195,4 +201,4 @@ def decode_up(up: pb.Up) -> UpFrame:
         if up.HasField("candidates"):
             candidates = tuple(codec.candidate(c) for c in up.candidates.candidates[: limits.ENDPOINTS_PER_NODE])
         rotation = turns.report(up.rotation) if up.HasField("rotation") else None
-        return UpFrame(resume, applied, candidates, found, up.again, rotation)
+        return UpFrame(resume, applied, candidates, found, up.again, rotation, release)

@@ -251,11 +251,19 @@ def test_status_of_a_mesh_without_nodes(running: Path) -> None:
     assert "nodes 0   connected 0" in shown.stdout
     assert "! policy: allow-all" in shown.stdout
     told = json.loads(run("status", "--json", "--data-dir", running).stdout)
-    assert keys(told) == {
+    assert {key for key in keys(told) if not key.startswith(".rotation.")} == {
         ".mesh", ".mesh.id", ".mesh.name", ".mesh.prefix4", ".mesh.prefix6", ".mesh.coordinators", ".mesh.ca",
         ".mesh.incarnation", ".mesh.policy", ".revision", ".nodes", ".connected", ".converged", ".started", ".release",
-        ".etcd",
+        ".etcd", ".oldest", ".newest", ".registry_age", ".releases", ".rotation",
+        ".coordinators", *(f".coordinators[].{key}" for key in (
+            "id", "name", "addresses", "release", "started", "age", "silent", "here", "revision", "connected", "behind",
+            "p50", "p99", "samples",
+        )),
+        ".endpoints", *(f".endpoints[].{key}" for key in ("address", "ok", "leader", "version", "size", "words")),
     }  # fmt: skip
+    (endpoint,), (coordinator,) = told["endpoints"], told["coordinators"]
+    assert (endpoint["ok"], endpoint["leader"], endpoint["version"][:2]) == (True, True, "3.")
+    assert (coordinator["here"], coordinator["name"]) == (True, "192.0.2.1:7443")
 
 
 def test_token_is_shown_once_listed_and_revoked(running: Path) -> None:
@@ -309,7 +317,7 @@ def test_node_is_listed_shown_removed_and_revoked(running: Path, tmp_path: Path)
     (told,) = json.loads(run("nodes", "list", "--json", "--data-dir", running).stdout)
     assert told.keys() == {
         "id", "name", "address4", "address6", "tags", "wireguard_key", "serial", "joined", "endpoints", "connected",
-        "since", "applied", "digest_ok", "verdict", "ephemeral", "findings",
+        "since", "applied", "digest_ok", "verdict", "ephemeral", "findings", "via", "release",
     }  # fmt: skip
     assert (told["id"], told["address4"], told["tags"], told["verdict"]) == (node, "10.77.0.1", ["gpu"], "unknown")
     assert run("nodes", "list", "--data-dir", running).stdout.splitlines()[1].split() == [

@@ -25,7 +25,7 @@ from meshctl.errors import ProtocolError, RefusedError, UnreachableError
 from meshctl.events import SessionClosed
 from meshctl.mesh import integrity, limits
 from meshctl.mesh.token import JoinToken
-from meshctl.wire import codec, operator, session
+from meshctl.wire import codec, operator, overview, session
 from meshctl.wire.codec import FindingRow
 from meshctl.wire.session import UpFrame
 from meshctl.wire.v1 import mesh_pb2 as pb
@@ -86,7 +86,7 @@ async def test_node_gets_a_snapshot_then_deltas_and_operators_see_it_applied(ser
         True,
         "127.0.0.1",
     )
-    status = operator.status(await served.operate("Status", operator.nothing()))
+    status = overview.status(await served.operate("Status", operator.nothing()))
     assert (status.nodes, status.connected, status.converged, status.etcd) == (1, 1, 1, "in memory")
 
 
@@ -96,7 +96,8 @@ async def test_node_that_applies_nothing_is_named_as_straggler(served: Served) -
     a.follower._report = a.report
     await served.node("b")
     reply = await served.operate("Applied", operator.applied_request(served.mesh.first.feed.revision, 0.1))
-    assert list(reply.stragglers) == ["a", "b (not connected)"]
+    assert sorted(reply.stragglers) == ["a", "b (not connected)"]
+    assert (reply.applied, reply.waiting) == (0, 2)
 
 
 @pytest.mark.usefixtures("quick")

@@ -16,13 +16,16 @@ from coordinator.registry import (
     Conflict,
     Delete,
     Deleted,
+    Endpoint,
     Expect,
     Health,
     Op,
     Put,
     Record,
+    Registry,
     check,
 )
+from meshctl.errors import EnvironmentFault, UnreachableError
 
 
 class MemoryRegistry:
@@ -90,6 +93,65 @@ class MemoryRegistry:
 
     async def health(self) -> Health:
         return Health(True, "in memory")
+
+    async def endpoints(self) -> tuple[Endpoint, ...]:
+        return (Endpoint("memory", True, leader=True, version="0"),)
+
+    async def close(self) -> None:
+        return None
+
+
+class Line:
+    """One coordinator's connection to a registry. While `cut` nothing passes; while `full` nothing can be written."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.full = False
+        self._whole = asyncio.Event()
+        self._whole.set()
+        self.wrote = 0  # records
+
+    @property
+    def cut(self) -> bool:
+        return not self._whole.is_set()
+
+    @cut.setter
+    def cut(self, cut: bool) -> None:
+        if cut:
+            self._whole.clear()
+        else:
+            self._whole.set()
+
+    def _check(self) -> None:
+        if self.cut:
+            raise UnreachableError("etcd does not answer", "check that etcd runs and has a majority")
+
+    async def read(self, *paths: str) -> tuple[Record | None, ...]:
+        self._check()
+        return await self._registry.read(*paths)
+
+    async def list(self, prefix: str) -> tuple[tuple[Record, ...], int]:
+        self._check()
+        return await self._registry.list(prefix)
+
+    async def commit(self, *ops: Op) -> Committed | Conflict:
+        self._check()
+        if self.full:
+            raise EnvironmentFault("etcd is full and takes no writes", "etcdctl compact REVISION")
+        done = await self._registry.commit(*ops)
+        self.wrote += sum(isinstance(op, Put) for op in ops) if isinstance(done, Committed) else 0
+        return done
+
+    async def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[Changes | Compacted, None]:
+        async for news in self._registry.watch(prefix, from_revision):
+            await self._whole.wait()
+            yield news
+
+    async def health(self) -> Health:
+        return Health(not self.full, "in memory") if not self.cut else Health(False, "cut", answers=False)
+
+    async def endpoints(self) -> tuple[Endpoint, ...]:
+        return (Endpoint("memory", not self.cut, leader=not self.cut, words="cut" if self.cut else ""),)
 
     async def close(self) -> None:
         return None

@@ -139,9 +139,8 @@ async def serving(sockets: Path) -> AsyncIterator[Served]:
         mesh.clock.now = time.time()
         one, sealed = mesh.first, mesh.sealed
         checks = await server._services(
-            stack, sockets, mesh.authority, sealed, one.feed, one.presence, one.members, one.asymmetry, one.rotations,
-            mesh.events,
-        )  # fmt: skip
+            stack, sockets, mesh.authority, sealed, one.members, one.rotations, one.fellows, mesh.events
+        )
         front = server._front(mesh.authority, one.feed, sockets)
         one.on_gone.append(lambda node: server._cut(front, one.feed, mesh.mesh.id, node))
         await front.start([("127.0.0.1", 0)])

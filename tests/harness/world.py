@@ -16,9 +16,10 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from coordinator import founding, records
-from coordinator.asymmetry import Asymmetry
 from coordinator.enrol import Authority, Enrolment
 from coordinator.feed import Feed
+from coordinator.fellowship import fellowship
+from coordinator.fleet import Beat
 from coordinator.keyring import Keyring, SealedRegistry
 from coordinator.members import Members
 from coordinator.presence import PresenceTable
@@ -36,7 +37,7 @@ from meshctl.mesh.token import JoinToken
 from meshctl.wire import codec, session
 from meshctl.wire.codec import JoinAsk, Membership
 from meshctl.wire.session import DownFrame
-from tests.harness.memory_registry import MemoryRegistry
+from tests.harness.memory_registry import Line, MemoryRegistry
 
 SOURCE = IPv4Address("192.0.2.10")
 START = 1_800_000_000.0
@@ -45,8 +46,8 @@ START = 1_800_000_000.0
 class Clock:
     """Wall time that moves when it is told to."""
 
-    def __init__(self) -> None:
-        self.now = START
+    def __init__(self, now: float = START) -> None:
+        self.now = now
 
     def __call__(self) -> float:
         return self.now
@@ -89,17 +90,26 @@ class FixedKek:
 class Coordinator:
     """One replica: its picture, its verbs, and the task that follows the registry."""
 
-    def __init__(self, authority: Authority, sealed: SealedRegistry, events: Heard, clock: Clock) -> None:
-        self.presence = PresenceTable()
+    def __init__(
+        self, authority: Authority, sealed: SealedRegistry, line: Line, events: Heard, clock: Clock, home: str
+    ) -> None:
+        self.line = line
+        self.steady = Clock(0.0)  # of this process alone
+        self.presence = PresenceTable(self.steady)
         self.cut: list[NodeId] = []
         self.on_gone: list[Callable[[NodeId], object]] = [self.presence.forget, self.cut.append]
         self.feed = Feed(sealed, self.on_gone)
-        self.asymmetry = Asymmetry(self.feed, self.presence)
+        about = Beat(home, "0", clock(), (f"{home}:7443",))
+        self.fellows = fellowship(authority.mesh, about, sealed, self.feed, self.presence, self.steady)
+        self.fleet, self.herald, self.asks = self.fellows.fleet, self.fellows.herald, self.fellows.asks
+        self.views = self.fellows.views
+        self.asymmetry = self.views.asymmetry
+        self.on_gone.append(self.fleet.forget)
         self.enrolment = Enrolment(authority, sealed, self.feed, events, clock)
         self.members = Members(authority.mesh, sealed, self.feed, events, clock)
         self.mesh = authority.mesh
-        self.rotations = Rotations(authority.mesh, sealed, self.feed, events, clock, self.presence.is_connected)
-        told = self.members, events, self.asymmetry, self.rotations
+        self.rotations = Rotations(authority.mesh, sealed, self.feed, events, clock, self.fleet.is_connected)
+        told = self.members, events, self.asymmetry, self.rotations, self.views.pulse
         self.service = MeshService(authority.mesh, self.feed, self.presence, *told)
         self._task: asyncio.Task[None] | None = None
 
@@ -107,6 +117,13 @@ class Coordinator:
         """Let the watch run."""
         if self._task is None:
             self._task = asyncio.ensure_future(self.feed.run())
+
+    def listen(self, seconds: float) -> None:
+        """So much time goes by in which this coordinator hears itself, and whatever others have said by now."""
+        for _ in range(int(seconds)):
+            self.steady.now += 1.0
+            self.fleet._echoed = self.steady.now
+            self.fleet.tick()
 
     async def lag(self) -> None:
         """The watch hears nothing until `follow`."""
@@ -194,11 +211,15 @@ class Computer:
 class World:
     """The registry and everybody around it."""
 
-    def __init__(self, registry: MemoryRegistry, sealed: SealedRegistry, authority: Authority, clock: Clock) -> None:
+    def __init__(
+        self, registry: MemoryRegistry, keyring: Keyring, sealed: SealedRegistry, authority: Authority, clock: Clock
+    ) -> None:
+        self.keyring = keyring
         self.registry, self.sealed, self.authority, self.clock = registry, sealed, authority, clock
         self.mesh = authority.mesh
         self.events = Heard()
         self.coordinators: list[Coordinator] = []
+        self.made = 0
 
     @property
     def first(self) -> Coordinator:
@@ -206,7 +227,10 @@ class World:
 
     async def coordinator(self) -> Coordinator:
         """Another replica on the same registry."""
-        made = Coordinator(self.authority, self.sealed, self.events, self.clock)
+        self.made += 1
+        line = Line(self.registry)
+        sealed = SealedRegistry(line, self.keyring)
+        made = Coordinator(self.authority, sealed, line, self.events, self.clock, f"co{self.made}")
         await made.feed.load()
         made.follow()
         self.coordinators.append(made)
@@ -233,11 +257,22 @@ class World:
         await made.join(self.coordinators[at], await self.token())
         return made
 
+    async def heard(self) -> None:
+        """Every coordinator whose line is whole says what is new, and all hear it; a second goes by."""
+        for one in self.coordinators:
+            if not one.line.cut and not one.line.full:
+                await one.herald.speak()
+        await self.caught_up()
+        for one in self.coordinators:
+            one.steady.now += 1.0
+            one.fleet.tick()
+
     async def caught_up(self) -> None:
         """Every coordinator that follows has heard of everything."""
         async with asyncio.timeout(10):
             for one in self.coordinators:
-                await one.feed.reached(self.registry.revision)
+                if not one.line.cut:
+                    await one.feed.reached(self.registry.revision)
 
     async def nodes(self) -> dict[NodeId, Node]:
         """The truth: all members in the registry."""
@@ -264,9 +299,10 @@ class World:
 async def world(coordinators: int = 1, prefix: str = "10.77.0.0/16") -> AsyncIterator[World]:
     """A founded mesh with its coordinators following; all tasks are ended afterwards."""
     registry, clock = MemoryRegistry(), Clock()
-    sealed = SealedRegistry(registry, await Keyring.create(registry, FixedKek()))
+    keyring = await Keyring.create(registry, FixedKek())
+    sealed = SealedRegistry(registry, keyring)
     await founding.found(sealed, "prod", IPv4Network(prefix), ["192.0.2.1:7443"], now=clock())
-    made = World(registry, sealed, await founding.authority(sealed), clock)
+    made = World(registry, keyring, sealed, await founding.authority(sealed), clock)
     try:
         for _ in range(coordinators):
             await made.coordinator()

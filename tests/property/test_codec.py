@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 
@@ -12,12 +13,14 @@ from hypothesis import strategies as st
 
 from coordinator import records
 from coordinator.records import MeshRecord, NodeRecord, Tombstone, Why
+from meshctl import __version__
 from meshctl.crypto.identity import Identity
 from meshctl.errors import ProtocolError
 from meshctl.mesh import limits
 from meshctl.mesh.admission import Token
 from meshctl.mesh.model import Candidate, Endpoint, MeshInfo, Node, Origin
-from meshctl.wire import codec, session
+from meshctl.mesh.rotation import NAMED, Gaps, Order, Phase, Report, Stage
+from meshctl.wire import codec, session, turns
 from meshctl.wire.codec import FindingRow, JoinAsk, Membership
 from meshctl.wire.session import UpFrame
 from meshctl.wire.v1 import mesh_pb2 as pb
@@ -38,9 +41,9 @@ TIME = st.floats(0, 1e11, allow_nan=False)
 def nodes(draw: st.DrawFn) -> Node:
     keys = draw(st.sampled_from(KEYS))
     statement = keys.state(draw(LABEL)[:16], draw(st.integers(0, 2**64 - 1)))
-    return Node(
-        keys.id, draw(LABEL), draw(V4), draw(V6), statement, draw(st.integers(0, 2**63)), draw(TAGS), draw(CANDIDATES)
-    )
+    following = keys.state(draw(LABEL)[:16], draw(st.integers(0, 2**64 - 1))) if draw(st.booleans()) else None
+    joined, tags, candidates = draw(st.integers(0, 2**63)), draw(TAGS), draw(CANDIDATES)
+    return Node(keys.id, draw(LABEL), draw(V4), draw(V6), statement, joined, tags, candidates, following)
 
 
 MESHES = st.builds(
@@ -83,6 +86,21 @@ def test_join_request_survives(node: Node, nonce: bytes, token: str, secret: byt
     assert codec.decode_renew(codec.encode_renew(nonce, node.statement, secret)) == (nonce, node.statement, secret)
 
 
+GAPS = st.builds(Gaps, st.floats(0, 10), st.floats(0, 10))
+COUNT = st.integers(0, 2**32 - 1)
+TURNS = st.builds(
+    Report, LABEL, st.sampled_from(Stage), st.binary(max_size=200), COUNT, COUNT, COUNT,
+    st.lists(LABEL, max_size=NAMED).map(tuple), GAPS, GAPS,
+)  # fmt: skip
+
+
+@few
+@given(st.none() | st.builds(Order, LABEL, st.sampled_from(Phase), COUNT, st.booleans()))
+def test_order_survives(order: Order | None) -> None:
+    nobody = Order("", Phase.CLOSED)
+    assert session.decode_down(turns.order_frame(order)).order == (order or nobody)
+
+
 @few
 @given(
     st.builds(
@@ -90,12 +108,14 @@ def test_join_request_survives(node: Node, nonce: bytes, token: str, secret: byt
         resume=st.none() | st.tuples(st.text(max_size=16), st.integers(0, 2**64 - 1), st.binary(max_size=32)),
         candidates=st.none() | CANDIDATES,
         again=st.booleans(),
+        rotation=st.none() | TURNS,
     ),
     st.none() | st.tuples(st.tuples(st.integers(0, 2**64 - 1), st.binary(max_size=32), LABEL), FINDINGS),
 )
 def test_report_survives(frame: UpFrame, said: tuple[Any, Any] | None) -> None:
     applied, findings = said if said else (None, None)
-    frame = UpFrame(frame.resume, applied, frame.candidates, findings, frame.again)
+    release = __version__ if frame.resume else ""  # the encoder says which one it is
+    frame = replace(frame, applied=applied, findings=findings, release=release)
     assert session.decode_up(session.parse_up(session.serialize_up(session.encode_up(frame)))) == frame
 
 

@@ -140,7 +140,10 @@ async def test_ephemeral_node_that_stays_away_is_removed_and_others_are_not(abse
             presence.opened(node.id, "", now=now)
         for node in (steady, away):
             presence.closed(node.id, now=now)
-        await upkeep.remove_absent(one.members, one.feed, presence, now, now=now + absence_s)
+        await upkeep.remove_absent(one.members, one.feed, one.fleet)  # it sees for the first time that one never came
+        mesh.clock.now += 100 * absence_s  # a clock that jumps removes nobody
+        one.listen(absence_s)
+        await upkeep.remove_absent(one.members, one.feed, one.fleet)
         left = {steady.id, here.id} | ({away.id, never.id} if kept else set())
         assert (await mesh.nodes()).keys() == left
 
@@ -148,8 +151,10 @@ async def test_ephemeral_node_that_stays_away_is_removed_and_others_are_not(abse
 async def test_coordinator_that_was_down_longer_than_the_absence_gives_nodes_time_to_come_back() -> None:
     async with world() as mesh:
         await ephemeral(mesh, "a")
-        fresh, started = await mesh.restart(), mesh.clock() + 10 * limits.EPHEMERAL_AWAY_S
-        await upkeep.remove_absent(fresh.members, fresh.feed, fresh.presence, started, now=started + 1)
+        fresh = await mesh.restart()
+        mesh.clock.now += 10 * limits.EPHEMERAL_AWAY_S
+        fresh.listen(limits.EPHEMERAL_AWAY_S - 1)
+        await upkeep.remove_absent(fresh.members, fresh.feed, fresh.fleet)
         assert len(await mesh.nodes()) == 1
 
 
@@ -165,7 +170,8 @@ async def test_one_failure_of_upkeep_does_not_end_it(monkeypatch: pytest.MonkeyP
 
         one = mesh.first
         one.members.sweep = sweep  # type: ignore[method-assign]
-        task = asyncio.ensure_future(upkeep.run(one.members, one.feed, one.presence, one.rotations, 0.0))
+        parts = one.members, one.feed, one.fleet, one.herald, one.asks, one.rotations
+        task = asyncio.ensure_future(upkeep.run(*parts, 0.0))
         await _until(lambda: calls > 3)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -287,16 +287,18 @@ class RotationOrder(_message.Message):
     def __init__(self, rotation: _Optional[str] = ..., phase: _Optional[str] = ..., grant: _Optional[int] = ..., force: _Optional[bool] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("now", "revision", "findings", "seen_address")
+    __slots__ = ("now", "revision", "findings", "seen_address", "registry_age")
     NOW_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     FINDINGS_FIELD_NUMBER: _ClassVar[int]
     SEEN_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    REGISTRY_AGE_FIELD_NUMBER: _ClassVar[int]
     now: float
     revision: int
     findings: _containers.RepeatedCompositeFieldContainer[Finding]
     seen_address: str
-    def __init__(self, now: _Optional[float] = ..., revision: _Optional[int] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., seen_address: _Optional[str] = ...) -> None: ...
+    registry_age: float
+    def __init__(self, now: _Optional[float] = ..., revision: _Optional[int] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., seen_address: _Optional[str] = ..., registry_age: _Optional[float] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ()
@@ -369,7 +371,7 @@ class Tokens(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ...) -> None: ...
 
 class NodeState(_message.Message):
-    __slots__ = ("node", "connected", "since", "applied", "digest_ok", "verdict", "state", "ephemeral", "findings", "seen_address", "key_made_at")
+    __slots__ = ("node", "connected", "since", "applied", "digest_ok", "verdict", "state", "ephemeral", "findings", "seen_address", "key_made_at", "via", "release")
     NODE_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
@@ -381,6 +383,8 @@ class NodeState(_message.Message):
     FINDINGS_FIELD_NUMBER: _ClassVar[int]
     SEEN_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     KEY_MADE_AT_FIELD_NUMBER: _ClassVar[int]
+    VIA_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     node: Node
     connected: bool
     since: float
@@ -392,7 +396,9 @@ class NodeState(_message.Message):
     findings: _containers.RepeatedCompositeFieldContainer[Finding]
     seen_address: str
     key_made_at: float
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., connected: _Optional[bool] = ..., since: _Optional[float] = ..., applied: _Optional[int] = ..., digest_ok: _Optional[bool] = ..., verdict: _Optional[str] = ..., state: _Optional[str] = ..., ephemeral: _Optional[bool] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., seen_address: _Optional[str] = ..., key_made_at: _Optional[float] = ...) -> None: ...
+    via: str
+    release: str
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., connected: _Optional[bool] = ..., since: _Optional[float] = ..., applied: _Optional[int] = ..., digest_ok: _Optional[bool] = ..., verdict: _Optional[str] = ..., state: _Optional[str] = ..., ephemeral: _Optional[bool] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., seen_address: _Optional[str] = ..., key_made_at: _Optional[float] = ..., via: _Optional[str] = ..., release: _Optional[str] = ...) -> None: ...
 
 class NodeStates(_message.Message):
     __slots__ = ("nodes", "revision")
@@ -411,17 +417,19 @@ class AppliedRequest(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class AppliedReply(_message.Message):
-    __slots__ = ("applied", "stragglers", "seconds")
+    __slots__ = ("applied", "stragglers", "seconds", "waiting")
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     STRAGGLERS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     applied: int
     stragglers: _containers.RepeatedScalarFieldContainer[str]
     seconds: float
-    def __init__(self, applied: _Optional[int] = ..., stragglers: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ...) -> None: ...
+    waiting: int
+    def __init__(self, applied: _Optional[int] = ..., stragglers: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ..., waiting: _Optional[int] = ...) -> None: ...
 
 class CoordinatorStatus(_message.Message):
-    __slots__ = ("mesh", "revision", "nodes", "connected", "converged", "started", "release", "etcd")
+    __slots__ = ("mesh", "revision", "nodes", "connected", "converged", "started", "release", "etcd", "coordinators", "endpoints", "oldest", "newest", "releases", "rotation", "registry_age")
     MESH_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
@@ -430,6 +438,13 @@ class CoordinatorStatus(_message.Message):
     STARTED_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     ETCD_FIELD_NUMBER: _ClassVar[int]
+    COORDINATORS_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_FIELD_NUMBER: _ClassVar[int]
+    RELEASES_FIELD_NUMBER: _ClassVar[int]
+    ROTATION_FIELD_NUMBER: _ClassVar[int]
+    REGISTRY_AGE_FIELD_NUMBER: _ClassVar[int]
     mesh: MeshInfo
     revision: int
     nodes: int
@@ -438,7 +453,70 @@ class CoordinatorStatus(_message.Message):
     started: float
     release: str
     etcd: str
-    def __init__(self, mesh: _Optional[_Union[MeshInfo, _Mapping]] = ..., revision: _Optional[int] = ..., nodes: _Optional[int] = ..., connected: _Optional[int] = ..., converged: _Optional[int] = ..., started: _Optional[float] = ..., release: _Optional[str] = ..., etcd: _Optional[str] = ...) -> None: ...
+    coordinators: _containers.RepeatedCompositeFieldContainer[CoordinatorState]
+    endpoints: _containers.RepeatedCompositeFieldContainer[EtcdEndpoint]
+    oldest: int
+    newest: int
+    releases: _containers.RepeatedCompositeFieldContainer[ReleaseCount]
+    rotation: RotationState
+    registry_age: float
+    def __init__(self, mesh: _Optional[_Union[MeshInfo, _Mapping]] = ..., revision: _Optional[int] = ..., nodes: _Optional[int] = ..., connected: _Optional[int] = ..., converged: _Optional[int] = ..., started: _Optional[float] = ..., release: _Optional[str] = ..., etcd: _Optional[str] = ..., coordinators: _Optional[_Iterable[_Union[CoordinatorState, _Mapping]]] = ..., endpoints: _Optional[_Iterable[_Union[EtcdEndpoint, _Mapping]]] = ..., oldest: _Optional[int] = ..., newest: _Optional[int] = ..., releases: _Optional[_Iterable[_Union[ReleaseCount, _Mapping]]] = ..., rotation: _Optional[_Union[RotationState, _Mapping]] = ..., registry_age: _Optional[float] = ...) -> None: ...
+
+class CoordinatorState(_message.Message):
+    __slots__ = ("id", "name", "addresses", "release", "started", "age", "silent", "here", "revision", "connected", "behind", "p50", "p99", "samples")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    AGE_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
+    HERE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
+    P50_FIELD_NUMBER: _ClassVar[int]
+    P99_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    release: str
+    started: float
+    age: float
+    silent: bool
+    here: bool
+    revision: int
+    connected: int
+    behind: int
+    p50: float
+    p99: float
+    samples: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., release: _Optional[str] = ..., started: _Optional[float] = ..., age: _Optional[float] = ..., silent: _Optional[bool] = ..., here: _Optional[bool] = ..., revision: _Optional[int] = ..., connected: _Optional[int] = ..., behind: _Optional[int] = ..., p50: _Optional[float] = ..., p99: _Optional[float] = ..., samples: _Optional[int] = ...) -> None: ...
+
+class EtcdEndpoint(_message.Message):
+    __slots__ = ("address", "ok", "leader", "version", "size", "words")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    OK_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    ok: bool
+    leader: bool
+    version: str
+    size: int
+    words: str
+    def __init__(self, address: _Optional[str] = ..., ok: _Optional[bool] = ..., leader: _Optional[bool] = ..., version: _Optional[str] = ..., size: _Optional[int] = ..., words: _Optional[str] = ...) -> None: ...
+
+class ReleaseCount(_message.Message):
+    __slots__ = ("release", "nodes")
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    release: str
+    nodes: int
+    def __init__(self, release: _Optional[str] = ..., nodes: _Optional[int] = ...) -> None: ...
 
 class RotateRequest(_message.Message):
     __slots__ = ("nodes", "tags", "all", "force", "reason")
