@@ -141,7 +141,7 @@ def test_joined_bytes_are_what_protobuf_itself_would_write(
 def test_stored_record_survives(node: Node, at: float, ephemeral: bool, why: Why, mesh: MeshInfo) -> None:
     record = NodeRecord(
         node.id, node.name, node.address4, node.address6, node.statement.signed, at, node.tags,
-        node.candidates, ephemeral, "token",
+        node.candidates, ephemeral, "token", next=node.next.signed if node.next else b"",
     )  # fmt: skip
     read = records.decode(records.encode(record), NodeRecord)
     assert read.node(node.joined) == node
