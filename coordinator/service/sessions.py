@@ -55,6 +55,7 @@ class MeshService:
         self._asymmetry, self._rotations = asymmetry, rotations
         self._streams: dict[NodeId, _Stream] = {}  # the newest of each node
         feed.on_turn.append(self._turned)
+        feed.on_mesh.append(self._mesh_changed)
 
     def handlers(self) -> Any:
         """Session works on bytes: what the feed encoded once is what grpc sends."""
@@ -161,9 +162,18 @@ class MeshService:
             if stream := self._streams.get(node):
                 stream.wake()
 
+    def _mesh_changed(self) -> None:
+        for stream in self._streams.values():
+            stream.wake()
+
+    @property
+    def mesh(self) -> MeshInfo:
+        """Its record as it is now: nodes learn of further coordinators."""
+        return self._feed.mesh or self._mesh
+
     def welcome(self, who: PeerIdentity) -> bytes:
         """First frame."""
-        return session.welcome_frame(self._mesh, str(who.address), self._feed.revision, now=time.time())
+        return session.welcome_frame(self.mesh, str(who.address), self._feed.revision, now=time.time())
 
     def heartbeat(self, node: NodeId) -> bytes:
         """Our clock, our revision, what we find, and how old it may be."""
@@ -183,6 +193,7 @@ class _Stream:
         self._service, self._node, self._who, self._context, self._cursor = service, node, who, context, cursor
         self._again = self._woken = False
         self._order: Order | None = None
+        self._mesh = service.mesh  # as the welcome tells it
         self._pause: asyncio.Timeout | None = None
 
     def wake(self) -> None:
@@ -211,6 +222,9 @@ class _Stream:
                 for frame in frames:
                     await self._context.write(frame)
                 self._cursor = reached
+            if (mesh := self._service.mesh) is not self._mesh:
+                await self._context.write(session.mesh_frame(mesh))
+                self._mesh = mesh
             if (order := self._service.order(self._node)) != self._order:  # after the map that it is about
                 await self._context.write(turns.order_frame(order))
                 self._order = order
