@@ -316,7 +316,8 @@ async def test_watch_that_stands_still_does_not_keep_an_operator_waiting(monkeyp
         await mesh.first.lag()
         async with asyncio.timeout(5):
             await asyncio.gather(
-                mesh.first.members.depart(b.id, Why.REVOKED, "", OPERATOR), mesh.first.feed.caught_up(mesh.registry.revision)
+                mesh.first.members.depart(b.id, Why.REVOKED, "", OPERATOR),
+                mesh.first.feed.caught_up(mesh.registry.revision),
             )
         await a.sync(mesh.first)
         assert b.id not in a.book.roster.nodes
