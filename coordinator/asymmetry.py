@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from coordinator.feed import Feed
 from coordinator.presence import PresenceTable
-from meshctl.mesh import integrity
+from meshctl.mesh import integrity, judges
 from meshctl.mesh.integrity import Row, Verdict
 from meshctl.mesh.model import NodeId
 from meshctl.wire.codec import FindingRow
@@ -27,9 +27,11 @@ class Asymmetry:
         self._accused: defaultdict[NodeId, set[NodeId]] = defaultdict(set)
         self._since: dict[tuple[NodeId, NodeId], float] = {}
 
-    def take(self, node: NodeId, findings: Iterable[FindingRow]) -> None:
+    def take(self, node: NodeId, findings: Collection[FindingRow]) -> None:
         """Whom `node` cannot reach now."""
         said = self._says.get(node, frozenset())
+        if not findings and not said:
+            return
         says = frozenset(
             NodeId(f.subject)
             for f in findings
@@ -56,7 +58,7 @@ class Asymmetry:
         """One row per pair of `node` whose ends disagree for longer than the check's grace."""
         now, rows = time.time(), []
         for peer in self._says.get(node, frozenset()) ^ self._accused.get(node, set()):
-            reading = integrity.asymmetry(peer, self._row(node, peer), self._row(peer, node), now=now)
+            reading = judges.asymmetry(peer, self._row(node, peer), self._row(peer, node), now=now)
             pair = _pair(node, peer)
             if reading.verdict is not Verdict.FAILED:
                 self._since.pop(pair, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -25,6 +25,7 @@ from meshctl.mesh.rotation import Plan, Turn
 from meshctl.wire import codec, session
 
 WATCH_LATE_S = 1.0  # it brings a commit after some milliseconds
+FRAMES_KEPT = 64  # cursors at one revision
 DIGESTS_KEPT = 256  # a node that reports a revision older than that many changes is lagging anyway
 
 
@@ -60,13 +61,14 @@ class Feed:
         self.plan: Plan | None = None
         self.turn: Turn | None = None
         self.board = Board()
-        self.on_move: list[Callable[[], object]] = []  # told when the map has moved
         self.on_turn: list[Callable[[Turn | None, Turn], object]] = []  # told of the turn before and the one now
+        self.on_move: list[Callable[[], object]] = []  # told when the map has moved
         self.loaded = False
         self.following = False  # whether the registry answers: what we serve may be old otherwise
         self.seen = 0  # last registry revision this feed has heard of, whether it touched the map or not
         self._registry, self._on_gone = registry, on_gone
         self._digests = _Digests()
+        self._addresses: set[IPv4Address] | None = None  # made when somebody asks
         self._frames: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
         self._tick: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -84,6 +86,7 @@ class Feed:
         for node in [n for n in self.gone if GONE + n not in paths]:
             self._forget(node)
         self.board.only(paths)
+        self._addresses = None
         self._digests.at.clear()  # of the moments in between we know nothing
         self._digests.at[self.revision] = self._digests.total
         self.loaded = True
@@ -108,6 +111,8 @@ class Feed:
                         self._advance(revision)
 
     def _put(self, record: Record) -> None:
+        if record.path.startswith((NODES, GONE)):
+            self._addresses = None
         if record.path.startswith(NODES):
             held = records.decode(record.value, NodeRecord)
             node = held.node(joined=record.created)
@@ -136,6 +141,8 @@ class Feed:
                 act(before, self.turn)
 
     def _deleted(self, path: str, revision: int) -> None:
+        if path.startswith((NODES, GONE)):
+            self._addresses = None
         if path.startswith(NODES):
             self._remove(NodeId(path.removeprefix(NODES)), revision)
         elif path.startswith(GONE):
@@ -176,6 +183,7 @@ class Feed:
     def _wake(self) -> None:
         tick, self._tick = self._tick, asyncio.get_running_loop().create_future()
         tick.set_result(None)
+        self._frames.clear()  # of a revision that nobody will be sent any more
         for act in self.on_move:
             act()
 
@@ -214,7 +222,7 @@ class Feed:
             changes = self.journal.since(cursor) if resumable else self.journal.snapshot()
             made = session.frames(changes, cursor, self.revision, self.journal.hash, snapshot=not resumable)
             self._frames[key] = made
-            while len(self._frames) > 64:
+            while len(self._frames) > FRAMES_KEPT:
                 self._frames.popitem(last=False)
         return self._frames[key]
 
@@ -226,9 +234,13 @@ class Feed:
             return None
         return ((total - member.line) % (1 << 256)).to_bytes(32, "big")
 
-    def addresses_taken(self) -> set[IPv4Address]:
+    @property
+    def addresses_taken(self) -> Collection[IPv4Address]:
         """Of members, and of the gone while their tombstones stand."""
-        return {m.node.address4 for m in self.members.values()} | {s.address4 for s in self.gone.values()}
+        if self._addresses is None:
+            self._addresses = {m.node.address4 for m in self.members.values()}
+            self._addresses.update(stone.address4 for stone in self.gone.values())
+        return self._addresses
 
     def find(self, name_or_id: str) -> Member | None:
         """A member by name, or by id."""

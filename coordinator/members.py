@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from coordinator import records
-from coordinator.enrol import merged
+from coordinator.admit import merged
 from coordinator.feed import Feed, Member
 from coordinator.keyring import SealedRegistry
 from coordinator.records import NodeRecord, Tombstone, Why

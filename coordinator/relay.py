@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger(__name__)
 
 RECORD_BYTES: Final = 16 * 1024  # RFC 8446, 5.1: plaintext of one record
+HELD_BYTES: Final = 1024  # a report has 80; more is no chatter
 WRITE_BUFFER_BYTES: Final = 64 * 1024  # asyncio's default high-water mark, per direction
 ANONYMOUS_BYTES: Final = 64 * 1024  # client to server, TLS included: four times limits.PRE_AUTH_MESSAGE_BYTES
 BACKEND_RETRY_S: Final = 0.02  # the backend's accept queue (4096) is full only for as long as its loop is busy
@@ -143,6 +144,7 @@ class Connection(asyncio.BufferedProtocol):
         self._backend: _Backend | None = None
         self._sides = 0  # sockets that are not closed yet
         self._received = 0
+        self._held = b""  # for grpc, while the front gathers
         self._hello = bytearray()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls: ssl.SSLObject
@@ -181,6 +183,7 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """The client's last word, by TLS or by TCP: grpc hears of it and may still answer."""
         if self.phase is Phase.RELAY and self._backend is not None:
+            self.release()
             self.enter(Phase.CLOSING)
             if not self._backend.transport.is_closing():
                 self._backend.transport.write_eof()
@@ -208,8 +211,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def enter(self, phase: Phase) -> None:
         """Go on to `phase`; its time starts now."""
+        lasted = self.front.ticks - self.since
         self.phase, self.since = phase, self.front.ticks
-        self.front.entered(self)
+        self.front.entered(self, lasted)
 
     @_contained
     def _arrive(self) -> None:
@@ -310,19 +314,35 @@ class Connection(asyncio.BufferedProtocol):
         if self.client.uri is None and self._received > ANONYMOUS_BYTES:
             self.end(Why.TOO_MUCH)
             return
-        assert self._backend is not None
         try:
             while self._incoming.pending:
                 plain = self._tls.read(RECORD_BYTES)
                 if not plain:
                     self.eof_received()
                     break
-                self._backend.transport.write(plain)
+                self._forward(plain)
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError:
             self.end(Why.HANDSHAKE)
         self._flush()
+
+    def _forward(self, plain: bytes) -> None:
+        if self._held:
+            self._held += plain
+            if len(self._held) > HELD_BYTES:
+                self.release()
+        elif len(plain) <= HELD_BYTES and self.client.uri and self.front.gathers(self):
+            self._held = plain
+        elif self._backend is not None:
+            self._backend.transport.write(plain)
+
+    @_contained
+    def release(self) -> None:
+        """Give grpc what was kept for it."""
+        plain, self._held = self._held, b""
+        if plain and self.phase in SERVED and self._backend is not None and not self._backend.transport.is_closing():
+            self._backend.transport.write(plain)
 
     @_contained
     def send(self, data: memoryview) -> None:

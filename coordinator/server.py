@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from coordinator import founding, upkeep
+from coordinator import founding, heap, upkeep
 from coordinator.config import CoordinatorConfig
 from coordinator.embedded import EmbeddedEtcd
 from coordinator.enrol import Authority, Enrolment
@@ -133,7 +133,7 @@ async def serve(directory: Path, config: CoordinatorConfig, events: Events, say:
         say(f"serving mesh {authority.mesh.name} on {', '.join(config.listen)}")
         after_s = config.rotate_after_s
         upkeeping = upkeep.run(members, feed, fellows.fleet, fellows.herald, fellows.asks, rotations, after_s)
-        loops = [feed.run(), upkeeping, rotations.run(), *fellows.loops()]
+        loops = [feed.run(), upkeeping, rotations.run(), heap.run(lambda: front.connections), *fellows.loops()]
         stack.push_async_callback(fellows.herald.leave)
         await _until_stopped([*loops, child.watchdog()] if child else loops)
         await events.commit(CoordinatorStopped(why="asked to"))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -49,6 +48,8 @@ def load(
     path = file or Path(environment.get("MESHCTL_CONFIG", DEFAULT_FILE))
     given: dict[str, Any] = {}
     if path.exists():
+        import tomllib  # late: most nodes have no file
+
         try:
             given.update(tomllib.loads(path.read_text()))
         except (ValueError, OSError) as error:  # not TOML, not UTF-8, not readable

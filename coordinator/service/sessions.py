@@ -17,6 +17,7 @@ import grpc
 from coordinator.asymmetry import Asymmetry
 from coordinator.feed import Feed
 from coordinator.members import Members
+from coordinator.passes import Passes
 from coordinator.peer import PeerIdentity
 from coordinator.presence import PresenceTable
 from coordinator.pulse import Pulse
@@ -25,7 +26,6 @@ from coordinator.rotations import Rotations
 from coordinator.service import calls
 from meshctl.errors import ConflictError, EnvironmentFault, MeshError, ProtocolError, RefusedError, UnreachableError
 from meshctl.events import Events, SessionClosed, SessionOpened
-from meshctl.mesh import limits
 from meshctl.mesh.model import MeshInfo, NodeId
 from meshctl.mesh.rotation import Order, Turn
 from meshctl.wire import operator, session, turns
@@ -54,8 +54,10 @@ class MeshService:
         self._mesh, self._feed, self._presence, self._members, self._events = mesh, feed, presence, members, events
         self._asymmetry, self._rotations = asymmetry, rotations
         self._streams: dict[NodeId, _Stream] = {}  # the newest of each node
+        self.passes = Passes(lambda: len(feed.members))
         feed.on_turn.append(self._turned)
         feed.on_mesh.append(self._mesh_changed)
+        feed.on_move.append(self.passes.moved)
 
     def handlers(self) -> Any:
         """Session works on bytes: what the feed encoded once is what grpc sends."""
@@ -191,34 +193,43 @@ class _Stream:
 
     def __init__(self, service: MeshService, node: NodeId, who: PeerIdentity, context: Context, cursor: int) -> None:
         self._service, self._node, self._who, self._context, self._cursor = service, node, who, context, cursor
+        self._feed, self._passes = service.feed, service.passes
         self._again = self._woken = False
         self._order: Order | None = None
         self._mesh = service.mesh  # as the welcome tells it
-        self._pause: asyncio.Timeout | None = None
+        self._loop = asyncio.get_running_loop()
+        self.rest: asyncio.Future[bool] = self._loop.create_future()
+
+    def is_behind(self) -> bool:
+        """Whether the log holds something for it."""
+        return self._cursor < self._feed.revision or self._cursor == 0
 
     def wake(self) -> None:
         """There may be something to say besides the map."""
         self._woken = True
-        if self._pause and not self._pause.expired():
-            self._pause.reschedule(0)
+        if not self.rest.done():
+            self.rest.set_result(False)
 
     async def run(self, requests: AsyncIterator[Any]) -> None:
         await self._context.write(self._service.welcome(self._who))
+        self._passes.add(self)
         sender = asyncio.ensure_future(self._send())
         try:
             await self._receive(requests)
         finally:
+            self._passes.remove(self)
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
 
     async def _send(self) -> None:
-        feed = self._service.feed
+        self.wake()  # who has just come waits for no pass: others that come now are sent the same bytes
         while True:
+            beat = await self.rest
             self._woken = False
             if self._again:
                 self._again, self._cursor = False, 0
-            if self._cursor < feed.revision or self._cursor == 0:
-                frames, reached = feed.frames(self._cursor), feed.revision
+            if self.is_behind():
+                frames, reached = self._feed.frames(self._cursor), self._feed.revision
                 for frame in frames:
                     await self._context.write(frame)
                 self._cursor = reached
@@ -228,13 +239,14 @@ class _Stream:
             if (order := self._service.order(self._node)) != self._order:  # after the map that it is about
                 await self._context.write(turns.order_frame(order))
                 self._order = order
-            try:
-                async with asyncio.timeout(0 if self._woken else limits.HEARTBEAT_S) as self._pause:
-                    await feed.changed(self._cursor)
-            except TimeoutError:
+            if beat:
                 await self._context.write(self._service.heartbeat(self._node))
-            finally:
-                self._pause = None
+            self.rest = self._loop.create_future()
+            if self._woken:
+                self.rest.set_result(False)
+            elif self.is_behind():  # the map moved while it wrote
+                self._passes.moved()
+            self._passes.rests(self)
 
     async def _receive(self, requests: AsyncIterator[Any]) -> None:
         allowance, last = REPORTS_PER_S, time.monotonic()

@@ -18,6 +18,7 @@ from lab import A1, A2, B1, B2, NODES, ROOT, Helper, Node, coordinator, meshctl,
 
 PORT, FLOW_PORT, PREFIX4 = 7443, 40100, "10.77.0.0/16"
 RATE = 200  # packets a second, per pair and direction
+LINGER_S = 0.5  # of traffic after the last switch
 DARK_S = 5.0  # how long there is no coordinator before it is started again
 WIRE = (PREFIX4, str(PORT), str(FLOW_PORT))
 
@@ -59,7 +60,7 @@ class Demo:
         show.command(A1.name, "meshctl status", meshctl(A1, "status").stdout)
         show.command("coordinator", "mesh-coordinator nodes list", coordinator("nodes", "list").stdout)
         self.address = {node: status(node)["node"]["address4"] for node in NODES}
-        self.key = {node: within(node.space, "wg", "show", node.space, "public-key").stdout.strip() for node in NODES}
+        self.key = self.keys()
         self.joined = True
         show.claim(
             "four nodes at two providers joined with tokens, and every pair is proven in both directions",
@@ -92,9 +93,7 @@ class Demo:
         show.note(f"a program that knows nothing of the mesh sends {RATE} packets/s on every pair, both ways, and the")
         show.note("same again over the bare underlay")
         before = self.standing()
-        flows = [Helper(node.space, f"flow-{node.name}.log", "flow.py", *self.flow(node, NODES)) for node in NODES]
-        for flow in flows:
-            flow.begin()
+        flows = self.traffic("flow")
         self.kill()
         time.sleep(DARK_S)
         said = meshctl(B1, "status").stdout
@@ -107,7 +106,9 @@ class Demo:
             bool(honest) and good == 3,
             f"not connected since {honest and honest[1]}, {good} of 3 ok",
         )
-        self.losses(counted, dark)
+        self.losses(
+            f"no packet was lost in {dark:.1f} s without coordinator and etcd, nor when they came back", counted
+        )
         after = self.standing()
         changed = [sum(b[i] != a[i] for b, a in zip(before, after, strict=True)) for i in (0, 1)]
         said = {events(node, "session.opened")[-1]["revision"] for node in NODES}
@@ -116,6 +117,40 @@ class Demo:
             before == after and said == {revision for *_, revision in before},
             f"{took:.1f} s, revision {' '.join(map(str, said))}; maps {changed[0]}, steps {changed[1]}",
         )
+
+    def keys_rotate(self) -> None:
+        """All of them, one node after the other, under the same traffic."""
+        flows, before, at = self.traffic("rotate"), self.key, time.monotonic()
+        words = ("keys", "rotate", "--all", "--wait", "--data-dir", ROOT / "coordinator")
+        done = within(lab.DESK, lab.BIN / "meshctl", *words, fine=False)
+        took = time.monotonic() - at
+        show.command("coordinator", "meshctl keys rotate --all --wait", done.stdout + done.stderr)
+        time.sleep(LINGER_S)
+        counted = lab.together(Helper.report, flows)
+        self.key = self.keys()
+        fresh = sum(self.key[node] != before[node] for node in NODES)
+        held = sum(self.peers(node) == {self.key[peer] for peer in NODES if peer is not node} for node in NODES)
+        proofs = re.search(r"\d+ of \d+ proofs", done.stdout)
+        show.claim(
+            "all WireGuard keys were rotated, and every pair has proven itself under its new keys",
+            done.returncode == 0 and fresh == held == 4,
+            f"{fresh} of 4 keys in {took:.1f} s, {proofs and proofs[0]}; by wg show {held} of 4 kernels hold them all",
+        )
+        self.losses("no packet was lost while all keys were rotated", counted)
+
+    def keys(self) -> dict[Node, str]:
+        return {node: within(node.space, "wg", "show", node.space, "public-key").stdout.strip() for node in NODES}
+
+    def peers(self, node: Node) -> set[str]:
+        return set(within(node.space, "wg", "show", node.space, "peers").stdout.split())
+
+    def traffic(self, name: str) -> list[Helper]:
+        """On every pair, through the tunnel and beside it."""
+        words = {node: self.flow(node, NODES) for node in NODES}
+        flows = [Helper(node.space, f"{name}-{node.name}.log", "flow.py", *words[node]) for node in NODES]
+        for flow in flows:
+            flow.begin()
+        return flows
 
     def flow(self, node: Node, nodes: Iterable[Node]) -> list[str]:
         peers = [peer for peer in nodes if peer is not node]
@@ -147,7 +182,7 @@ class Demo:
         written = [(node.state / "map").stat().st_mtime_ns for node in NODES]
         return [(at, step, applied[node.name]) for node, at, step in zip(NODES, written, steps, strict=True)]
 
-    def losses(self, reports: list[dict[str, Any]], dark: float) -> None:
+    def losses(self, claim: str, reports: list[dict[str, Any]]) -> None:
         received = {name: seen for report in reports for name, seen in report["received"].items()}
         sent, lost, silence = [0, 0], [0, 0], [0, 0]
         for name, count in (item for report in reports for item in report["sent"].items()):
@@ -156,7 +191,7 @@ class Demo:
             sent[bare], lost[bare] = sent[bare] + count, lost[bare] + count - arrived + double
             silence[bare] = max(silence[bare], gap)
         show.claim(
-            f"no packet was lost in {dark:.1f} s without coordinator and etcd, nor when they came back",
+            claim,
             lost[0] <= lost[1] and sent[0] == sent[1] > 0,
             f"{lost[0]} of {sent[0]} lost in 12 directions, longest "
             f"silence {silence[0]} ms (underlay: {lost[1]} of {sent[1]}, {silence[1]} ms)",

@@ -38,7 +38,7 @@ def play(keep: bool) -> int:
     demo = Demo()
     for phase in (
         demo.coordinator_starts, demo.four_nodes_join, demo.weak_ciphers_are_refused, demo.coordinator_dies,
-        demo.hands_that_are_not_ours, demo.a_node_is_revoked, demo.what_is_written_down,
+        demo.keys_rotate, demo.hands_that_are_not_ours, demo.a_node_is_revoked, demo.what_is_written_down,
     ):  # fmt: skip
         title = phase.__name__.replace("_", " ").capitalize()
         show.heading(title)

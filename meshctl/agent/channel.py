@@ -72,7 +72,7 @@ def open_channel(
         ("grpc.ssl_target_name_override", pki.COORDINATOR_NAME),
         ("grpc.default_authority", pki.COORDINATOR_NAME),
         ("grpc.max_receive_message_length", limits.DOWN_MESSAGE_BYTES),
-        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_time_ms", 300_000),  # the coordinator's heartbeats show a dead stream sooner (mesh/pacing.py)
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.enable_retries", 0),

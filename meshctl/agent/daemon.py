@@ -18,6 +18,7 @@ from meshctl.agent.device import open_device
 from meshctl.agent.examine import Examiner
 from meshctl.agent.follow import Follower, Report
 from meshctl.agent.health import Health
+from meshctl.agent.moves import Moves
 from meshctl.agent.peers import Peers
 from meshctl.agent.picture import Sources, picture, report
 from meshctl.agent.prober import Prober
@@ -43,14 +44,15 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     moved = asyncio.Event()
 
     def on_map() -> None:
-        rotor.noticed()
+        if moves.noticed():
+            rotor.wake.set()
         prober.update(rotor.me, book.roster)
         surroundings.seen_address = follower.link.seen_address
         moved.set()
         reconciler.wake.set()
 
     def told() -> Report | None:
-        return report(sources, surroundings.candidates(), rotor.report)
+        return report(sources, surroundings.candidates())
 
     peers = Peers(book, lambda: reconciler)
     prober = Prober(identity, peers.endpoint_of, surroundings.seen, peers.may_ping)
@@ -63,16 +65,17 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
         moved=lambda: examiner.soon.set(),  # noqa: PLW0108 - made below
     )
     follower = Follower(lambda: keeper.member, identity, book, told, on_map, keeper.renew, keeper.adopt, events)
-    rotor = Rotor(
-        store, keeper, book, follower.link, reconciler, prober, events, changed=on_map, tell=follower.dirty.set
-    )
-    follower.on_order, prober.on_go = rotor.wake.set, rotor.go
+    moves = Moves(book, reconciler, prober, on_map)
+    parts = keeper, book, follower.link, reconciler, prober, moves, events
+    rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
+    follower.on_order, prober.on_go = rotor.wake.set, moves.go
     health = Health(prober)
-    sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link)
+    health.gaps = rotor.gap_of
+    sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 
     loops.write_guard(store, config.interface, keeper.member.mesh.prefixes)
-    rotor.noticed()
+    moves.noticed()
     prober.update(rotor.me, book.roster)
     servers = await loops.serve(config, health, prober, lambda: picture(sources), book, peers)
     events.emit(AgentStarted(release=__version__, interface=config.interface))

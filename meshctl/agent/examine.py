@@ -13,14 +13,15 @@ from meshctl.agent.device import Device
 from meshctl.agent.picture import Sources
 from meshctl.errors import MeshError
 from meshctl.events import Events, FindingClosed, FindingOpened
-from meshctl.mesh import integrity, limits
+from meshctl.mesh import integrity, judges, limits, pacing
 from meshctl.mesh.integrity import Reading
 from meshctl.mesh.interface import Session
 from meshctl.mesh.keys import PublicKey
 from meshctl.mesh.model import Address, Node
+from meshctl.mesh.probe import Echo
 
 EVERY_S = 2.0  # as often as peers are echoed; what the reconciler finds is looked at at once
-ROUTES_EVERY_S = 30.0  # a lookup costs 0.4 ms: asked at every turn it was most of an idle agent's work (measured)
+ROUTES_EVERY_S = 30.0  # changes are announced: this bounds what a lost announcement costs
 ROUTES_AT_ONCE = 64  # peers looked at in one turn
 
 
@@ -81,24 +82,31 @@ class Examiner:
     def _node(self) -> Iterator[Reading]:
         now, outcome, beat = time.monotonic(), self._from.reconciler.outcome, self._from.link.beat
         if outcome.at:
-            yield integrity.drift(outcome.repaired, outcome.repaired_at, outcome.error, now=outcome.at)
+            yield judges.drift(outcome.repaired, outcome.repaired_at, outcome.error, now=outcome.at)
         server = beat.revision if beat else 0
         age = now - self._from.link.beat_at if beat else None
-        yield integrity.lag(outcome.revision, server, age, tuple(self._from.book.refused.values()), now=now)
-        yield integrity.keys(self._from.keeper.key_age_s, self._from.keeper.left_s, now=now)
-        fresh = beat is not None and now - self._from.link.beat_at < 60
+        silent_s = pacing.silence_s(len(self._from.book.roster.nodes))
+        refused = tuple(self._from.book.refused.values())
+        yield judges.lag(outcome.revision, server, age, refused, silent_s=silent_s, now=now)
+        yield judges.keys(self._from.keeper.key_age_s, self._from.keeper.left_s, now=now)
+        fresh = age is not None and age < silent_s
         offsets = (e.offset_s for e in self._from.prober.echoes().values() if e.offset_s is not None)
-        yield integrity.clock(self._from.link.clock_offset_s if fresh else None, offsets, now=now)
+        yield judges.clock(self._from.link.clock_offset_s if fresh else None, offsets, now=now)
 
     def _peers(self, peers: Iterable[Node]) -> Iterator[Reading]:
         now, wall, sessions = time.monotonic(), time.time(), self._from.reconciler.outcome.sessions
+        echoes, never = self._from.prober.echoes(), Echo()
         for node in peers:
-            session = sessions.get(node.statement.wireguard)
+            key, echo = node.statement.wireguard, echoes.get(node.id, never)
+            session = sessions.get(key)
             age = wall - session.last_handshake if session and session.last_handshake else None
-            yield integrity.handshake(node.id, age, self._was_sent(node.statement.wireguard, session), now=now)
-            echo = self._from.prober.echo(node.id)
-            yield integrity.path(node.id, echo, now=now)
-            yield integrity.identity(node.id, echo, now=now)
+            yield judges.handshake(node.id, age, self._was_sent(key, session), now=now)
+            yield judges.path(node.id, echo, now=now)
+            yield judges.identity(node.id, echo, now=now)
+            moved_at, agreed_at = self._from.rotor.moved_at(node.id), self._from.prober.agreed_at(node.id)
+            changed = None if moved_at is None else wall - moved_at
+            agreed = None if agreed_at is None else now - agreed_at
+            yield judges.rotation(node.id, changed, age, agreed, now=now)
 
     def _was_sent(self, key: PublicKey, session: Session | None) -> bool:
         """Whether bytes went to this peer since its last handshake."""
@@ -127,4 +135,4 @@ class Examiner:
         self._leaks = {a: name for a, name in self._leaks.items() if a not in names} | {a: names[a] for a in leaks}
         closed = not self._from.reconciler.outcome.error  # the fail-closed routes are part of the plan
         words = [f"{name} ({address}) would leave by another interface" for address, name in self._leaks.items()]
-        return [integrity.routes(words, closed, now=now)]
+        return [judges.routes(words, closed, now=now)]

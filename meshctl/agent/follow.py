@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from meshctl.agent.join import Member
 from meshctl.crypto.identity import Identity
 from meshctl.errors import MeshError, ProtocolError, RefusedError, UnreachableError
 from meshctl.events import Events, SessionClosed, SessionOpened, StatementRefused
-from meshctl.mesh import limits
+from meshctl.mesh import limits, pacing
 from meshctl.mesh.model import Candidate, MeshInfo, NodeId
 from meshctl.mesh.rotation import Order
 from meshctl.mesh.rotation import Report as TurnReport
@@ -115,8 +116,11 @@ class Follower:
 
     def _pause(self, failures: int) -> float:
         """Grows to RECONNECT_MAX_S, and with the mesh: all of its nodes come back at once."""
-        longest = max(limits.RECONNECT_MAX_S, len(self._book.roster.nodes) / limits.RECONNECTS_PER_S)
-        return min(FIRST_BACKOFF_S * 2.0 ** min(failures, 10), longest)
+        return min(FIRST_BACKOFF_S * 2.0 ** min(failures, 10), pacing.longest_backoff_s(self._size))
+
+    @property
+    def _size(self) -> int:
+        return len(self._book.roster.nodes)
 
     async def _ask_why(self) -> None:
         """A front refuses an expired or revoked certificate without a word: the way that needs none tells."""
@@ -163,7 +167,7 @@ class Follower:
         misfits = 0
         while not self.reconnect.is_set():
             try:
-                async with asyncio.timeout(limits.STREAM_SILENCE_S):
+                async with asyncio.timeout(pacing.silence_s(self._size)):
                     raw = await call.read()
             except TimeoutError:
                 raise ProtocolError(f"coordinator {address} fell silent") from None
@@ -218,7 +222,7 @@ class Follower:
             self.dirty.set()
 
     async def _send(self, call: Any) -> None:
-        sent: Report | None = None
+        sent, said = None, float("-inf")
         while True:
             self.dirty.clear()
             report = self._report()
@@ -237,8 +241,23 @@ class Follower:
                         )
                     )
                 )
-                sent = report
+                sent, said = report, time.monotonic()
             await self.dirty.wait()
+            await self._pace(sent, said)
+
+    async def _pace(self, sent: Report | None, said: float) -> None:
+        """Wait as pacing.py says, unless there is something to say that somebody waits for."""
+        chance = random.random()  # noqa: S311 - jitter, no secret
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pacing.report_after_s(self._size, time.monotonic() - said, chance=chance)):
+                while not (self._again or self._has_turn_to_tell(sent)):
+                    self.dirty.clear()
+                    await self.dirty.wait()
+
+    def _has_turn_to_tell(self, sent: Report | None) -> bool:
+        report = self._report()
+        told = report.rotation if report else None
+        return told is not None and (sent is None or told is not sent.rotation)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

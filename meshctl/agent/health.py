@@ -21,7 +21,7 @@ from meshctl.wire.codec import FindingRow
 from meshctl.wire.http import Handler, Request, Response
 
 if TYPE_CHECKING:
-    from prometheus_client.core import Metric
+    from prometheus_client.core import GaugeMetricFamily, Metric
 
 _LOOP_STUCK_S: Final = 10.0  # five rounds of the slowest loop
 _PEER_SERIES: Final = 200  # peers with series of their own, the worst first
@@ -37,9 +37,13 @@ class Health:
     ) -> None:
         self.rows: tuple[Row, ...] = ()
         self.findings: tuple[Finding, ...] = ()
+        self.verdict = integrity.overall(())  # one word for this node
         self.revision = 0  # applied
         self._prober, self._monotonic, self._wall = prober, monotonic, wall
+        # Seconds that packets to a peer stood still when our key last changed, and when its did; 0: not measured.
+        self.gaps: Callable[[NodeId], tuple[float, float]] = lambda _: (0.0, 0.0)
         self._names: Mapping[NodeId, str] = {}
+        self._expected = integrity.expected(())
         self._readings: dict[Key, Reading] = {}
         self._beats: dict[str, float] = {}
 
@@ -47,12 +51,13 @@ class Health:
 
     def expect(self, peers: Mapping[NodeId, str]) -> None:
         """Who the peers are, and their names. What was read of others is forgotten."""
-        self._names = dict(peers)
-        self._readings = {key: r for key, r in self._readings.items() if not r.subject or r.subject in peers}
+        if peers != self._names:
+            self._names, self._expected = dict(peers), integrity.expected(peers)
+            self._readings = {key: r for key, r in self._readings.items() if not r.subject or r.subject in peers}
 
     def record(self, readings: Iterable[Reading]) -> None:
         """Later readings replace earlier ones of the same code and subject."""
-        self._readings.update({(r.code, r.subject): r for r in readings})
+        self._readings.update((r[:2], r) for r in readings)
 
     def beat(self, loop: str) -> None:
         """A loop of this process has turned."""
@@ -62,11 +67,9 @@ class Health:
         """Findings (opened, closed) by what is known now: the caller makes events of them."""
         now = self._monotonic()
         self.rows = integrity.evaluate(
-            self._readings.values(),
-            integrity.expected(self._names),
-            coverage_s=self._prober.coverage_s + _SLACK_S,
-            now=now,
+            self._readings.values(), self._expected, coverage_s=self._prober.coverage_s + _SLACK_S, now=now
         )
+        self.verdict = integrity.overall(self.rows)
         self.findings, opened, closed = integrity.track(self.findings, self.rows, now=now)
         return opened, closed
 
@@ -76,11 +79,6 @@ class Health:
     def open_findings(self) -> tuple[Finding, ...]:
         """Findings past their grace."""
         return tuple(finding for finding in self.findings if finding.opened_at is not None)
-
-    @property
-    def verdict(self) -> Verdict:
-        """One word for this node."""
-        return integrity.overall(self.rows)
 
     def name(self, subject: str) -> str:
         """A peer's name for people; its id where the roster has forgotten it."""
@@ -174,7 +172,7 @@ class Health:
             loss.add_metric([self.name(node)], echo.loss)
             if echo.rtt_s is not None:
                 rtt.add_metric([self.name(node)], echo.rtt_s)
-        yield from (rtt, loss)
+        yield from (rtt, loss, self._gaps())
         yield GaugeMetricFamily("meshctl_revision_applied", "Registry revision in force", value=self.revision)
         yield GaugeMetricFamily("meshctl_ready", "1 when /readyz says yes", value=integrity.ready(self.rows))
         prober = self._prober
@@ -184,6 +182,18 @@ class Health:
         for code, count in sorted(prober.drops.items()):
             drops.add_metric([code], count)
         yield drops
+
+
+    def _gaps(self) -> GaugeMetricFamily:
+        from prometheus_client.core import GaugeMetricFamily
+
+        what = "How long packets to a peer stood still in the last rotation of either end, worst peers only"
+        gaps = GaugeMetricFamily("meshctl_peer_rotation_gap_seconds", what, labels=["peer", "rotated"])
+        for node, _ in self.worst():
+            for who, seconds in zip(("self", "peer"), self.gaps(node), strict=True):
+                if seconds:
+                    gaps.add_metric([self.name(node), who], seconds)
+        return gaps
 
 
 def _answer(request: Request, fine: bool, words: str, more: Mapping[str, Any]) -> Response:

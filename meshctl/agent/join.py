@@ -21,10 +21,7 @@ from meshctl.crypto.identity import JOIN_CONTEXT, RENEW_CONTEXT, Identity
 from meshctl.errors import EnvironmentFault, MeshError, RefusedError, TrustError, UnreachableError, UsageError
 from meshctl.mesh.model import Candidate, MeshInfo, Node, check_name
 from meshctl.mesh.token import JoinToken
-from meshctl.wire import codec, status
-from meshctl.wire.v1 import mesh_pb2_grpc as rpc
-
-RPC_TIMEOUT_S = 10.0
+from meshctl.wire import codec, status, unary
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +98,12 @@ async def _enrol_at(
     local: Sequence[Candidate],
 ) -> tuple[codec.Membership, bool]:
     async with channel.open_channel(address, ca) as wire:
-        stub = rpc.EnrolmentStub(wire)
         try:
-            challenge = await stub.Begin(codec.hello(), timeout=RPC_TIMEOUT_S)
+            challenge = await unary.begin(wire, codec.hello())
             statement = identity.state(challenge.mesh_id, 1)
             ask = codec.JoinAsk(challenge.nonce, token.id, token.secret, name, tuple(tags), statement, tuple(local))
             body = codec.encode_join(ask)
-            answer = await stub.Join(codec.signed(body, identity.sign(JOIN_CONTEXT + body)), timeout=RPC_TIMEOUT_S)
+            answer = await unary.join(wire, codec.signed(body, identity.sign(JOIN_CONTEXT + body)))
         except grpc.aio.AioRpcError as error:
             raise status.error(error, f"coordinator {address}") from error
     member = codec.joined(answer)
@@ -137,13 +133,12 @@ async def renew(store: Store, member: Member, identity: Identity) -> Member:
 
 async def _renew_at(address: str, member: Member, identity: Identity) -> tuple[bytes, MeshInfo]:
     async with channel.open_channel(address, member.mesh.ca) as wire:
-        stub = rpc.EnrolmentStub(wire)
         try:
-            challenge = await stub.Begin(codec.hello(), timeout=RPC_TIMEOUT_S)
+            challenge = await unary.begin(wire, codec.hello())
             body = codec.encode_renew(
                 challenge.nonce, identity.state(member.mesh.id, member.saved.serial), member.certificate
             )
-            answer = await stub.Renew(codec.signed(body, identity.sign(RENEW_CONTEXT + body)), timeout=RPC_TIMEOUT_S)
+            answer = await unary.renew(wire, codec.signed(body, identity.sign(RENEW_CONTEXT + body)))
         except grpc.aio.AioRpcError as error:
             raise status.error(error, f"coordinator {address}") from error
     certificate, mesh = codec.renewed(answer)
@@ -158,7 +153,7 @@ async def leave(member: Member, identity: Identity) -> None:
     for address in member.mesh.coordinators:
         async with channel.open_channel(address, member.mesh.ca, identity, member.certificate) as wire:
             try:
-                await rpc.MeshStub(wire).Leave(codec.leave_request(), timeout=RPC_TIMEOUT_S)
+                await unary.leave(wire, codec.leave_request())
                 return
             except grpc.aio.AioRpcError as error:
                 failure = status.error(error, f"coordinator {address}")

@@ -21,11 +21,11 @@ from meshctl.agent.health import Health
 from meshctl.agent.prober import Prober
 from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
+from meshctl.agent.rotate import Rotor
 from meshctl.mesh import integrity
 from meshctl.mesh.integrity import CATALOGUE, Verdict
 from meshctl.mesh.interface import Session
 from meshctl.mesh.model import Candidate, Node
-from meshctl.mesh.rotation import Report as TurnReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class Sources:
     prober: Prober
     health: Health
     link: Link
+    rotor: Rotor
 
 
 def picture(sources: Sources) -> dict[str, Any]:
@@ -93,12 +94,12 @@ def picture(sources: Sources) -> dict[str, Any]:
     }
 
 
-def report(sources: Sources, candidates: tuple[Candidate, ...], turn: TurnReport | None) -> Report | None:
+def report(sources: Sources, candidates: tuple[Candidate, ...]) -> Report | None:
     """What the coordinator is told; nothing before the first pass."""
     outcome, found = sources.reconciler.outcome, sources.health.told()
     if not outcome.digest:
         return None
-    kinds = frozenset((f.code, f.subject, f.verdict) for f in found)
+    kinds, turn = frozenset((f.code, f.subject, f.verdict) for f in found), sources.rotor.report
     return Report(outcome.revision, outcome.digest, sources.health.verdict, kinds, found, candidates, turn)
 
 
@@ -114,7 +115,7 @@ def _peer(
     echo = prober.echo(node.id)
     states = {
         code: rows.get((code, node.id), Verdict.UNKNOWN)
-        for code in (integrity.HANDSHAKE, integrity.PATH, integrity.IDENTITY)
+        for code in (integrity.HANDSHAKE, integrity.PATH, integrity.IDENTITY, integrity.ROTATION)
     }
     worst = next((v for v in (Verdict.FAILED, Verdict.DEGRADED, Verdict.UNKNOWN) if v in states.values()), Verdict.OK)
     return {

@@ -25,12 +25,14 @@ from meshctl.mesh.model import Endpoint, Node, NodeId, Roster
 from meshctl.mesh.probe import Echo, Kind, Packet
 from meshctl.mesh.schedule import Schedule, schedule
 
-_TICK_S: Final = 0.25  # binding, expiry, and when a wait for a proof first asks again
+_TICK_S: Final = 0.25  # how often a missing socket is tried, and when a wait for a proof first asks again
+_GRAIN_S: Final = 0.01  # the least rest: timers are not exact
 _PATIENCE_MAX_S: Final = 32.0
 _READS_PER_WAKE: Final = 64  # a flood must not starve the other loops of the process
 _WAITING_PER_PEER: Final = 8
 _EXTRA_PER_ROUND: Final = 32  # suspect or overdue peers on top of the schedule
 _SEQUENCES_PER_S: Final = 8  # a restarted node begins above what it used: it may have pinged a peer this often
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 _GONE: Final = frozenset({errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV})  # the socket's own address is no more
 
 
@@ -69,7 +71,7 @@ class Prober:
         self._round = wall_ns() // int(limits.WATCH_EVERY_S * 1e9)
         self._pending: dict[tuple[bytes, int], _Sent] = {}  # in order of sending
         self._sockets: dict[socket.AddressFamily, socket.socket] = {}
-        self._proof = asyncio.Event()
+        self._proof, self._gone = asyncio.Event(), asyncio.Event()
 
     # ---- what others ask of it ---------------------------------------------------------------------------------------
 
@@ -161,7 +163,7 @@ class Prober:
                     if (now := self._monotonic()) >= due:
                         self.kick((node,) if node else self._plan().watch)
                         due, patience = now + patience, min(2 * patience, _PATIENCE_MAX_S)
-                    await self._tick_or_proof()
+                    await _set_within(self._proof, _TICK_S)
                     for pair in self._pairs.values():
                         ok_at = pair.tally.echo.last_ok_at
                         if ok_at is not None and ok_at >= start and node in (None, pair.id):
@@ -181,9 +183,16 @@ class Prober:
                     self.turn()
                     # After a suspended machine wakes, rounds go on from now instead of catching up.
                     following = max(following + limits.WATCH_EVERY_S, now)
-                await asyncio.sleep(min(_TICK_S, max(following - now, 0.01)) if self._sockets else _TICK_S)
+                await self._rest(following)
         finally:
             self.close()
+
+    async def _rest(self, following: float) -> None:
+        """Until a round or an expiry is due, or a socket is gone; a tick while one is missing."""
+        whole = len(self._sockets) == len(_FAMILIES)
+        first = next(iter(self._pending.values()), None)
+        due = following if first is None else min(following, first.at + limits.ECHO_LOST_AFTER_S)
+        await _set_within(self._gone, max(due - self._monotonic(), _GRAIN_S) if whole else _TICK_S)
 
     # ---- sockets -----------------------------------------------------------------------------------------------------
 
@@ -191,8 +200,7 @@ class Prober:
         """Open what can be opened of the two sockets; what cannot yet is tried again at the next tick."""
         if self._me is None:
             return
-        wanted = ((socket.AF_INET, self._me.address4), (socket.AF_INET6, self._me.address6))
-        for family, address in wanted:
+        for family, address in zip(_FAMILIES, (self._me.address4, self._me.address6), strict=True):
             if family not in self._sockets:
                 sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
                 try:
@@ -225,6 +233,7 @@ class Prober:
             self.drops[Drop.UNSENT] += 1
             if error.errno in _GONE and self._sockets.get(sock.family) is sock:
                 self.close(sock.family)
+                self._gone.set()
             return False
         return True
 
@@ -249,7 +258,7 @@ class Prober:
         return tested_at is None or pair.tally.is_suspect or max(pair.asked_at, tested_at) < overdue
 
     def _ping(self, pair: Pair, now: float) -> None:
-        families = (socket.AF_INET, socket.AF_INET6) if self._round % 2 else (socket.AF_INET6, socket.AF_INET)
+        families = _FAMILIES if self._round % 2 else _FAMILIES[::-1]
         sock = next((self._sockets[family] for family in families if family in self._sockets), None)
         pair.asked_at, key = now, pair.key
         if sock is None or key is None or pair.waiting >= _WAITING_PER_PEER:
@@ -324,10 +333,12 @@ class Prober:
     def _derivation(self, me: Node, node: Node) -> Callable[[], PairKey]:
         return lambda: pair_key(self._identity.probe, me.statement, node.statement)
 
-    async def _tick_or_proof(self) -> None:
-        self._proof.clear()
-        try:
-            async with asyncio.timeout(_TICK_S):
-                await self._proof.wait()
-        except TimeoutError:
-            pass
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    """Until somebody sets `event`, from now on, or the time is up."""
+    event.clear()
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()

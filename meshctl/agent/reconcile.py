@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -75,6 +76,7 @@ class Reconciler:
         self.wake = asyncio.Event()
         self.announced = 0  # changes of links, addresses, routes and rules that the kernel told of
         self.passed = asyncio.Event()
+        self._took: deque[float] = deque((0.0,), maxlen=8)  # seconds, of the last passes
         self._surroundings = surroundings
         self._device, self._desire, self._events, self._started, self._moved = device, desire, events, started, moved
         self._attempts: dict[PublicKey, liveness.Attempts] = {}
@@ -97,11 +99,9 @@ class Reconciler:
                 failed = self.outcome.error
                 if (await self.once()).error and failed:  # what it did is announced too: it would wake itself for ever
                     await asyncio.sleep(limits.TICK_S)
-                try:
-                    async with asyncio.timeout(limits.TICK_S):
-                        await self.wake.wait()
-                except TimeoutError:
-                    pass
+                timer = asyncio.get_running_loop().call_later(limits.TICK_S, self.wake.set)
+                await self.wake.wait()
+                timer.cancel()
 
     async def _listen(self) -> None:
         while True:
@@ -112,7 +112,7 @@ class Reconciler:
 
     async def once(self) -> Outcome:
         """One pass. A failure is an outcome with `error`; what could be applied was."""
-        before = self.outcome
+        before, begun = self.outcome, time.monotonic()
         try:
             async with self._one_at_a_time:
                 self.outcome = await self._pass()
@@ -123,6 +123,7 @@ class Reconciler:
             self.outcome = replace(before, at=time.monotonic(), steps=(), error=error.what)
         if before.news != self.outcome.news:
             self._moved()
+        self._took.append(time.monotonic() - begun)
         self.passed.set()
         self.passed.clear()
         return self.outcome
@@ -140,6 +141,11 @@ class Reconciler:
             self._settled = None
         self._events.emit(StepApplied.of(step, self._desire(self._mtu).me.interface))
         return at
+
+    @property
+    def pass_s(self) -> float:
+        """Seconds that a pass takes here, at best: what a slow machine is known by, and not a moment's other work."""
+        return min(self._took)
 
     def is_started(self, key: PublicKey) -> bool:
         """Whether packets may be sent to this peer: it has a session, or its turn to start one has come."""
@@ -210,12 +216,13 @@ class Reconciler:
         await self._underlay()
         observed = await self._device.observe()
         want, revision, alive, due = self._picture(observed)
-        if self._settled is want and observed.interface:
-            due |= self._stolen(want, observed.interface)
-        heirs = self._inherited(want, observed)
-        due |= heirs
         # Equal looks are identical objects (see Device): what fitted then fits now, and has the digest it had.
-        same = self._settled is want and observed.interface is self._fitting and not due
+        fits = self._settled is want and observed.interface is self._fitting
+        if self._settled is want and observed.interface and not fits:
+            due |= self._stolen(want, observed.interface)
+        heirs = {} if fits else self._inherited(want, observed)
+        due |= heirs
+        same = fits and not due
         steps = () if same else diff(observed.interface, want, alive=alive, due=due)
         foreign = tuple(s for s in steps if not isinstance(s, RestartPeer)) if self._settled is want else ()
         for step in steps:

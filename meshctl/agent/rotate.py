@@ -1,4 +1,4 @@
-"""This node's turn in a rotation, and what its peers' turns mean here (NET-5, MESH-ROT-001).
+"""This node's turn in a rotation; what its peers' turns mean is in moves.py (NET-5, MESH-ROT-001).
 
 mesh/rotation.py says what to do next; this file does it. The order of a switch is what loses nothing: the new key is
 sealed on disk, "go" is sent through the tunnels that still stand, the key is set in the same breath, and only then do
@@ -15,12 +15,13 @@ from dataclasses import replace
 
 from meshctl.agent.book import Book
 from meshctl.agent.follow import Link
+from meshctl.agent.moves import Moves
 from meshctl.agent.prober import Prober
 from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
 from meshctl.agent.store import SavedRotation, Store
 from meshctl.crypto.identity import Identity
-from meshctl.errors import MeshError
+from meshctl.errors import ConflictError, MeshError
 from meshctl.events import Events, KeySwitched
 from meshctl.mesh import rotation
 from meshctl.mesh.interface import Session
@@ -47,28 +48,30 @@ class Rotor:
         link: Link,
         reconciler: Reconciler,
         prober: Prober,
+        moves: Moves,
         events: Events,
         changed: Callable[[], None],
         tell: Callable[[], None],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        """`changed` hears that this node or a peer has another key in force, `tell` that `report` is news."""
+        """`changed` hears that this node has another key in force, `tell` that `report` is news."""
         self.identity: Identity = store.identity()
         self.report: Report | None = None
         self.wake = asyncio.Event()
-        self.gaps = Gaps(), Gaps()  # of the last switch: from here to the peers, and back
+        self._gaps: dict[NodeId, float] = {}  # seconds that packets to a peer stood still when our key last changed
         self._store, self._keeper, self._book, self._link = store, keeper, book, link
-        self._reconciler, self._prober, self._events = reconciler, prober, events
-        self._changed, self._tell = changed, tell
+        self._reconciler, self._prober, self._moves, self._events = reconciler, prober, moves, events
+        self._changed, self._tell, self._monotonic, self._wall = changed, tell, monotonic, wall
         self._saved: SavedRotation | None = store.rotation()
         self.statement: Statement = self._state(self.identity.wireguard, self._serial)
         self._question, self._asked_at = 0, float("-inf")
         self._switched_at = 0.0  # monotonic
-        self._lived: frozenset[NodeId] = frozenset()  # peers with a live tunnel when we switched
+        self._lived: frozenset[NodeId] | None = None  # peers with a live tunnel when we switched; None: to be recalled
+        self._unseen: set[NodeId] = set()  # of those, without a gap yet
         self._began: Mapping[PublicKey, int] = {}  # bytes received from each peer when the turn began
         self._began_at = self._kicked_at = self._told_at = float("-inf")
-        self._keys: dict[NodeId, PublicKey] = {}
-        self._moved: dict[NodeId, float] = {}  # peers whose key changed: when, in unix seconds
-        self._unmeasured: set[NodeId] = set()
         self._own_moved_at = 0.0  # unix seconds of our last switch, when its turn is over
         self._next: Statement | None = None  # signed once a turn: peers would verify each signature anew
 
@@ -76,35 +79,19 @@ class Rotor:
 
     @property
     def me(self) -> Node:
-        """Our record, with the statement that is in force here."""
-        return replace(self._registered, statement=self.statement, next=None)
+        """Our record, with the statement that is in force here; a later one of ours that names the same key is, too."""
+        told = self._registered.statement
+        later = told.serial > self.statement.serial and told.wireguard == self.statement.wireguard
+        return replace(self._registered, statement=told if later else self.statement, next=None)
 
     def moved_at(self, peer: NodeId) -> float | None:
         """When the key of either end last changed, in unix seconds; None: not since this process began."""
         own = self._saved.switched_at if self._saved and self._saved.stage != Stage.PREPARED else self._own_moved_at
-        return max(own, self._moved.get(peer, 0.0)) or None
+        return max(own, self._moves.at(peer)) or None
 
-    def noticed(self) -> None:
-        """The map moved: peers with another key are measured from now on."""
-        now, before = time.time(), self._keys
-        self._keys = {node.id: node.statement.wireguard for node in self._book.roster.nodes.values()}
-        for node in before.keys() & self._keys.keys():
-            if before[node] != self._keys[node]:
-                self._moved[node] = now
-                self._unmeasured.add(node)
-                self._prober.measured(node, 0.0)
-        self._moved = {node: at for node, at in self._moved.items() if node in self._keys}
-        self._unmeasured &= self._keys.keys()
-        if self._unmeasured:
-            self.wake.set()
-
-    def go(self, peer: NodeId, serial: int, hold_s: float) -> None:
-        """A peer switches: follow it once it surely has."""
-        asyncio.get_running_loop().call_later(min(hold_s, rotation.GRANT_S), self._follow, peer, serial)
-
-    def _follow(self, peer: NodeId, serial: int) -> None:
-        if self._book.promote(peer, serial):
-            self._changed()
+    def gap_of(self, peer: NodeId) -> tuple[float, float]:
+        """Seconds that packets to a peer stood still when our key last changed, and when the peer's did."""
+        return self._gaps.get(peer, 0.0), self._moves.gap(peer)
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
@@ -116,7 +103,8 @@ class Rotor:
                 await self._once()
             except MeshError:  # a disk that is full: nothing was switched
                 await asyncio.sleep(REPEAT_EVERY_S)
-            pause = LOOK_EVERY_S if self._saved or self._unmeasured or self._link.order else None
+            busy = self._moves.measure() or self._saved or self._link.order
+            pause = LOOK_EVERY_S if busy else None
             try:
                 async with asyncio.timeout(pause):
                     await self.wake.wait()
@@ -124,14 +112,14 @@ class Rotor:
                 pass
 
     async def _once(self) -> None:
-        self._measure()
+        self._recall()
         match rotation.act(self._hand, self._view()):
             case Act.PREPARE:
                 await self._prepare()
             case Act.DISCARD:
                 await self._end()
             case Act.ASK:
-                self._question, self._asked_at = secrets.randbits(31) | 1, time.monotonic()
+                self._question, self._asked_at = secrets.randbits(31) | 1, self._monotonic()
             case Act.SWITCH:
                 await self._switch()
             case Act.BACK:
@@ -154,7 +142,7 @@ class Rotor:
         self._next = self._state(key, serial)
         sessions = self._reconciler.outcome.sessions
         self._began = {peer: session.rx_bytes for peer, session in sessions.items()}
-        self._began_at = time.monotonic()
+        self._began_at = self._monotonic()
         self._asked_at = float("-inf")
 
     async def _switch(self) -> None:
@@ -162,21 +150,27 @@ class Rotor:
         assert saved is not None
         key = PrivateKey(saved.next)
         live = [node for node in self._peers() if self._is_live(node)]
-        switched = replace(saved, stage=Stage.SWITCHED, switched_at=time.time())
+        switched = replace(saved, stage=Stage.SWITCHED, switched_at=self._wall())
         await self._save(switched)
-        holds = zip((node.id for node in live), rotation.holds_s(live), strict=True)
+        holds = zip((node.id for node in live), rotation.holds_s(live, self._reconciler.pass_s), strict=True)
 
-        def first() -> None:
+        def first() -> None:  # the disk, or a pass under way, may have taken longer than a grant lives
+            if self._monotonic() - self._asked_at >= rotation.GRANT_S:
+                raise ConflictError("the grant is over")
             self._prober.go(holds, saved.serial)
             self._put_in_force(key, saved.serial)
 
         try:
             at = await self._reconciler.switch_key(key, first)
             self._saved = replace(switched, switched_at=at)
-        except MeshError:  # what is in force is what the next pass works towards
-            self._reconciler.wake.set()
-        self._switched_at = time.monotonic()
+        except MeshError:
+            if self.identity.wireguard != key:
+                await self._save(saved)
+                return
+            self._reconciler.wake.set()  # what is in force is what the next pass works towards
+        self._switched_at = self._monotonic()
         self._lived = frozenset(node.id for node in live)
+        self._unseen = set(self._lived)
         self._announce(saved, returned=False)
         self._prober.kick(self._lived)  # at once: so our own initiation is spent before a peer's can cross it
 
@@ -184,7 +178,7 @@ class Rotor:
         saved = self._saved
         assert saved is not None
         serial = saved.serial + 1
-        await self._save(replace(saved, stage=Stage.BACK, serial=serial, switched_at=time.time()))
+        await self._save(replace(saved, stage=Stage.BACK, serial=serial, switched_at=self._wall()))
         self._put_in_force(PrivateKey(saved.previous), serial)
         self._announce(saved, returned=True)
         self._reconciler.wake.set()
@@ -213,6 +207,13 @@ class Rotor:
         serial, key = self.statement.serial, self.statement.wireguard
         self._events.emit(KeySwitched(rotation=saved.rotation, serial=serial, wireguard=key, returned=returned))
         self._changed()
+
+    def _recall(self) -> None:
+        """A restart after the switch: whom WireGuard still counts as alive are those to be proven."""
+        if self._lived is None and self._reconciler.outcome.at:
+            alive = self._reconciler.outcome.alive
+            self._lived = frozenset(node.id for node in self._peers() if node.statement.wireguard in alive)
+            self._unseen, self._switched_at = set(), self._monotonic()
 
     # ---- looking -----------------------------------------------------------------------------------------------------
 
@@ -248,7 +249,7 @@ class Rotor:
         if session is None or key not in self._reconciler.outcome.alive:
             return False
         heard_at = self._prober.echo(node.id).last_ok_at
-        now = time.monotonic()
+        now = self._monotonic()
         answers = heard_at is not None and now - heard_at < rotation.SILENT_AFTER_S
         unsure = now - self._began_at < rotation.SILENT_AFTER_S
         return answers or unsure or session.rx_bytes > self._began.get(key, 0)
@@ -258,16 +259,20 @@ class Rotor:
         serial = self._saved.serial if self._saved else 0
         return [n.id for n in self._peers() if self._is_live(n) and self._prober.held(n.id) < serial]
 
+    def _lived_peers(self) -> list[Node]:
+        return [node for node in self._peers() if node.id in (self._lived or ())]
+
     def _unproven(self) -> list[NodeId]:
         """Peers that lived before the switch and have not proven themselves since."""
-        return [node.id for node in self._peers() if node.id in self._lived and not self._is_proven(node)]
+        return [node.id for node in self._lived_peers() if not self._is_proven(node)]
 
     def _unsettled(self) -> list[NodeId]:
         """The unproven, and for a moment those who have not told yet how long they stood still."""
         unproven = self._unproven()
-        if time.monotonic() - self._switched_at > MEASURED_WITHIN_S:
+        if self._monotonic() - self._switched_at > MEASURED_WITHIN_S:
             return unproven
-        return unproven + [node for node in self._lived if node not in unproven and not self._prober.span_s(node)]
+        proven = (node.id for node in self._lived_peers() if node.id not in unproven)
+        return unproven + [node for node in proven if not self._prober.span_s(node)]
 
     def _is_proven(self, node: Node) -> bool:
         session, agreed = self._session(node), self._prober.agreed_at(node.id)
@@ -275,10 +280,10 @@ class Rotor:
         return bool(handshake) and agreed is not None and agreed > self._switched_at
 
     def _view(self) -> View:
-        now, saved = time.monotonic(), self._saved
+        now, saved = self._monotonic(), self._saved
         prepared = saved is not None and saved.stage == Stage.PREPARED
-        ages = (time.time() - s.last_handshake for s in self._reconciler.outcome.sessions.values())
-        lived = sum(node.id in self._lived for node in self._peers()) if saved and not prepared else 0
+        ages = (self._wall() - s.last_handshake for s in self._reconciler.outcome.sessions.values())
+        lived = len(self._lived_peers()) if saved and not prepared else 0
         return View(
             connected=self._link.connected,
             order=self._link.order,
@@ -292,20 +297,8 @@ class Rotor:
             registered=self._registered.statement.serial,
         )
 
-    def _measure(self) -> None:
-        """How long each peer that switched stood still for us: known when its new session is."""
-        for node in [n for n in self._peers() if n.id in self._unmeasured]:
-            session, at = self._session(node), self._moved[node.id]
-            if session and session.last_handshake > at:
-                self._prober.measured(node.id, session.last_handshake - at)
-                self._unmeasured.discard(node.id)
-            elif time.time() - at > rotation.BACK_AFTER_S:
-                self._unmeasured.discard(node.id)
-        if self._unmeasured:
-            self._reconciler.wake.set()
-
     def _kick(self) -> None:
-        saved, now = self._saved, time.monotonic()
+        saved, now = self._saved, self._monotonic()
         if saved is None or now - self._kicked_at < KICK_EVERY_S:
             return
         self._kicked_at = now
@@ -316,7 +309,7 @@ class Rotor:
     # ---- telling -----------------------------------------------------------------------------------------------------
 
     def _tell_if_news(self) -> None:
-        said, now = self._compose(), time.monotonic()
+        said, now = self._compose(), self._monotonic()
         if said is None and self.report is None:
             return
         old = self.report
@@ -330,23 +323,30 @@ class Rotor:
         saved = self._saved
         if saved is None or (self._link.order is None and saved.stage == Stage.PREPARED):
             return None
+        if self._lived is None and saved.stage != Stage.PREPARED:  # just started: nothing is known yet
+            return None
         if saved.stage == Stage.PREPARED:
             lacking = self._lacking()
-            asked = time.monotonic() - self._asked_at < rotation.GRANT_S
+            asked = self._monotonic() - self._asked_at < rotation.GRANT_S
             stage = Stage.READY if asked else Stage.PREPARED
             self._next = self._next or self._state(PrivateKey(saved.next), saved.serial)
             stated, live = self._next.signed, sum(map(self._is_live, self._peers()))
             waiting = tuple(lacking[: rotation.NAMED])
             return Report(saved.rotation, stage, stated, self._question, live, 0, waiting)
         unproven = self._unproven()
-        lived = [node for node in self._peers() if node.id in self._lived]
+        lived = self._lived_peers()
         stage = Stage.BACK if saved.stage == Stage.BACK else Stage.SWITCHED if self._unsettled() else Stage.PROVEN
-        self.gaps = self._gaps(lived, saved.switched_at)
+        out = self._stood_still(lived, saved.switched_at)
+        into = Gaps.of(gap for node in lived if (gap := self._prober.span_s(node.id)))
         waiting = tuple(unproven[: rotation.NAMED])
         proven, stated = len(lived) - len(unproven), self.statement.signed
-        return Report(saved.rotation, stage, stated, self._question, len(lived), proven, waiting, *self.gaps)
+        return Report(saved.rotation, stage, stated, self._question, len(lived), proven, waiting, out, into)
 
-    def _gaps(self, lived: list[Node], switched_at: float) -> tuple[Gaps, Gaps]:
-        sessions = (self._session(node) for node in lived if self._is_proven(node))
-        out = Gaps.of(session.last_handshake - switched_at for session in sessions if session)
-        return out, Gaps.of(span for node in lived if (span := self._prober.span_s(node.id)))
+    def _stood_still(self, lived: list[Node], switched_at: float) -> Gaps:
+        """How long packets from here waited for a session, per proven pair: by its first handshake, not a later one."""
+        for node in lived:
+            session = self._session(node)
+            if session and node.id in self._unseen and self._is_proven(node):
+                self._unseen.discard(node.id)
+                self._gaps[node.id] = session.last_handshake - switched_at
+        return Gaps.of(self._gaps[node.id] for node in lived if node.id in self._gaps and node.id not in self._unseen)

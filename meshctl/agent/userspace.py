@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
@@ -35,10 +34,9 @@ _UDP_TABLES: Final = (
     Path("/proc/thread-self/net/udp"),
     Path("/proc/thread-self/net/udp6"),
 )  # of this network namespace
-# What moves by itself sits together in the middle of a peer's lines; wireguard-go writes tx before rx.
-_VOLATILE: Final = re.compile(
-    r"last_handshake_time_sec=(\d+)\nlast_handshake_time_nsec=(\d+)\ntx_bytes=(\d+)\nrx_bytes=(\d+)\n"
-)
+# What moves by itself sits together between these, in the middle of a peer's lines; wireguard-go writes tx before rx.
+_MOVING: Final = "last_handshake_time_sec="
+_STILL: Final = "persistent_keepalive_interval="
 
 
 def socket_path(interface: str) -> Path:
@@ -95,10 +93,11 @@ class UserspaceWireGuard:
             return None
         head, *blocks = text.removesuffix("\n\n").rpartition("\nerrno=")[0].split("\npublic_key=")
         own = dict(line.split("=", 1) for line in head.split("\n") if line)
-        rows: dict[str, list[str]] = {}
+        rows: dict[str, str] = {}
         for block in blocks:
-            before, *moving, after = _VOLATILE.split(block)
-            rows[before + after] = moving
+            before, _, rest = block.partition(_MOVING)
+            moving, _, after = rest.partition(_STILL)
+            rows[f"{before}{_STILL}{after}"] = moving
         peers, sessions = self._memory.recall(rows)
         private = bytes.fromhex(own.get("private_key", ""))
         return Wire(
@@ -181,8 +180,8 @@ def _peer(description: str) -> Peer:
     )
 
 
-def _session(peer: Peer, moving: list[str]) -> Session:
-    seconds, nanoseconds, sent, received = map(int, moving)
+def _session(peer: Peer, moving: str) -> Session:
+    seconds, nanoseconds, sent, received = (int(line.rpartition("=")[2]) for line in moving.splitlines())
     return Session(peer.endpoint, seconds + nanoseconds / 1e9, received, sent)
 
 

@@ -114,7 +114,7 @@ def status(wait: bool, timeout: float, as_json: bool, data_dir: Path) -> None:
         _wait(data_dir, state, timeout)
     else:
         _print(state)
-        _leave(state)
+        raise click.exceptions.Exit(EXIT_STRAGGLERS if state.failed else 0)
 
 
 @keys.command()
@@ -153,7 +153,8 @@ def _wait(data_dir: Path, state: RotationState, timeout_s: float) -> None:
                     click.echo(_sentence(how))
             bar.update(state.turns_ended - bar.pos, _now(state))
     _print(state)
-    _leave(state)
+    if state.is_open or state.failed:
+        raise click.exceptions.Exit(EXIT_STRAGGLERS)
 
 
 def _now(state: RotationState) -> str:
@@ -188,8 +189,3 @@ def _print(state: RotationState) -> None:
     )
     for one in state.failed:
         click.echo(_sentence(one) if one.why else f"! {_sentence(one)}")
-
-
-def _leave(state: RotationState) -> None:
-    if state.is_open or state.failed:
-        raise click.exceptions.Exit(EXIT_STRAGGLERS if not state.is_open or state.failed else 0)

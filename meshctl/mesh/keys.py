@@ -17,39 +17,56 @@ from meshctl.errors import ProtocolError
 KEY_BYTES = 32
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class _Key:
-    raw: bytes
+def _checked(raw: bytes) -> bytes:
+    if len(raw) != KEY_BYTES:
+        raise ProtocolError(f"a WireGuard key has {KEY_BYTES} bytes, not {len(raw)}")
+    return raw
 
-    def __post_init__(self) -> None:
-        if len(self.raw) != KEY_BYTES:
-            raise ProtocolError(f"a WireGuard key has {KEY_BYTES} bytes, not {len(self.raw)}")
+
+def _from_text(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ProtocolError("a WireGuard key is 44 characters of base64") from error
+
+
+class PublicKey(bytes):
+    """A peer's public key: its name inside WireGuard. Bytes, because it is looked up hundreds of times a second."""
+
+    __slots__ = ()
+
+    def __new__(cls, raw: bytes) -> Self:
+        """Raises ProtocolError."""
+        return super().__new__(cls, _checked(raw))
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """From the base64 that `wg` prints. Raises ProtocolError."""
-        try:
-            return cls(base64.b64decode(text, validate=True))
-        except binascii.Error as error:
-            raise ProtocolError("a WireGuard key is 44 characters of base64") from error
+        return cls(_from_text(text))
 
-
-@dataclass(frozen=True, slots=True, repr=False, order=True)
-class PublicKey(_Key):
-    """A peer's public key: its name inside WireGuard."""
+    @property
+    def raw(self) -> bytes:
+        """The plain bytes."""
+        return bytes(self)
 
     def __str__(self) -> str:
-        return base64.b64encode(self.raw).decode()
+        return base64.b64encode(self).decode()
 
     def __repr__(self) -> str:
         return f"PublicKey({self})"
 
-    def __hash__(self) -> int:
-        return hash(self.raw)
 
+@dataclass(frozen=True, slots=True, repr=False)
+class _Secret:
+    raw: bytes
 
-class _Secret(_Key):
-    __slots__ = ()
+    def __post_init__(self) -> None:
+        _checked(self.raw)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From the base64 that `wg` prints. Raises ProtocolError."""
+        return cls(_from_text(text))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(hidden)"
@@ -73,7 +90,7 @@ class PrivateKey(_Secret):
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        _Key.__post_init__(self)
+        _Secret.__post_init__(self)
         # WireGuard hands back clamped keys: an unclamped one would differ for ever, and setting it ends sessions.
         clamped = bytes([self.raw[0] & 0xF8, *self.raw[1:31], self.raw[31] & 0x7F | 0x40])
         object.__setattr__(self, "raw", clamped)

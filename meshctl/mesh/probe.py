@@ -23,8 +23,9 @@ from __future__ import annotations
 import base64
 import struct
 from enum import IntEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from meshctl.errors import ProtocolError
 from meshctl.mesh.model import Address, Endpoint, NodeId
@@ -112,21 +113,21 @@ class Tally:
         self._appeared(now=now)
         old = self._echo.rtt_s
         jitter = self._echo.jitter_s
-        self._echo = self._echo._replace(
+        self._count(
+            answered=True,
+            now=now,
             missed=0,
             rtt_s=rtt_s if old is None else old + (rtt_s - old) / 8,
             jitter_s=0.0 if old is None else jitter + (abs(rtt_s - old) - jitter) / 16,
             offset_s=offset_s,
             last_ok_at=now,
         )
-        self._count(answered=True, now=now)
 
     def lost(self, asked_at: float, *, now: float) -> None:
         """No pong came in time. One that was asked for before the peer appeared says nothing."""
         if asked_at < self._since:
             return
-        self._echo = self._echo._replace(missed=self._echo.missed + 1)
-        self._count(answered=False, now=now)
+        self._count(answered=False, now=now, missed=self._echo.missed + 1)
 
     def proven(self, *, now: float) -> None:
         """The peer's ping echoed our last packet: both directions work, and the peer did the asking."""
@@ -149,10 +150,10 @@ class Tally:
         if self._echo.missed >= _WINDOW or self._echo.last_ok_at is None:
             self._echo, self._bits, self._since = self._echo._replace(sent=0, received=0), 0, now
 
-    def _count(self, *, answered: bool, now: float) -> None:
+    def _count(self, *, answered: bool, now: float, **news: Any) -> None:
         self._bits = (self._bits << 1 | answered) & ((1 << _WINDOW) - 1)
         sent = min(self._echo.sent + 1, _WINDOW)
-        self._echo = self._echo._replace(sent=sent, received=self._bits.bit_count(), tested_at=now)
+        self._echo = self._echo._replace(sent=sent, received=self._bits.bit_count(), tested_at=now, **news)
 
 
 def raw_id(node: NodeId) -> bytes:
@@ -168,11 +169,8 @@ def raw_id(node: NodeId) -> bytes:
 
 def pack(packet: Packet) -> bytes:
     """The bytes before the tag."""
-    family, address, port = _NOWHERE
-    if packet.endpoint is not None:
-        family, port = packet.endpoint.address.version, packet.endpoint.port
-        address = packet.endpoint.address.packed.ljust(16, b"\0")
-    return _BODY.pack(_MAGIC, *packet[:7], family, address, port, packet.serial, packet.span_us)
+    where = _NOWHERE if packet.endpoint is None else _place(packet.endpoint)
+    return _BODY.pack(_MAGIC, *packet[:7], *where, packet.serial, packet.span_us)
 
 
 def parse(datagram: bytes) -> Packet:
@@ -188,6 +186,7 @@ def parse(datagram: bytes) -> Packet:
     return Packet(_KINDS[kind], sender, receiver, sequence, turn, clock, echoed, where, serial, span)
 
 
+@lru_cache(maxsize=8)  # peers see us at few places, packet after packet; not more, as strangers' packets come by too
 def _endpoint(family: int, address: bytes, port: int) -> Endpoint | None:
     if (family, address, port) == _NOWHERE:
         return None
@@ -199,3 +198,8 @@ def _endpoint(family: int, address: bytes, port: int) -> Endpoint | None:
     else:
         raise ProtocolError("an echo packet with an impossible endpoint")
     return Endpoint(where, port)
+
+
+def _place(endpoint: Endpoint) -> tuple[int, bytes, int]:
+    address = endpoint.address
+    return address.version, address.packed.ljust(16, b"\0"), endpoint.port

@@ -347,6 +347,9 @@ def is_restless(handshake_ages_s: Iterable[float]) -> bool:
     return any(RESTLESS_S[0] < age < RESTLESS_S[1] for age in handshake_ages_s)
 
 
-def holds_s(peers: Sequence[object]) -> list[float]:
-    """How long each peer waits after "go", in the order in which they are told: all until the last is."""
-    return [HOLD_S + HOLD_PER_PEER_S * (len(peers) - place) for place in range(len(peers))]
+def holds_s(peers: Sequence[object], pass_s: float) -> list[float]:
+    """How long each peer waits after "go", in the order in which they are told: all until our key is set. `pass_s` is
+    how long one of our reconcile passes takes: a machine that is slow at that is slow at this.
+    """
+    hold = max(HOLD_S, pass_s)
+    return [hold + HOLD_PER_PEER_S * (len(peers) - place) for place in range(len(peers))]

@@ -47,6 +47,8 @@ def serialize(message: Message) -> bytes:
 
 
 def _varint(number: int) -> bytes:
+    if 0x80 <= number < 0x4000:  # a node, nearly always
+        return bytes((number & 0x7F | 0x80, number >> 7))
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

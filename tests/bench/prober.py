@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from meshctl.agent.prober import Prober
 from meshctl.crypto.identity import Identity
-from meshctl.mesh import integrity, limits, probe
+from meshctl.mesh import integrity, judges, limits, probe
 from meshctl.mesh.model import Endpoint, Node, NodeId, Roster
 from meshctl.mesh.probe import Echo
 from meshctl.mesh.schedule import schedule
@@ -101,7 +101,7 @@ def round_us(peers: int, rounds: int = 30) -> tuple[float, float, float, float]:
     start = time.process_time()
     for _ in range(10):
         judged = [judge(peer, echo, now=clock.now) for peer in ids for judge in (integrity.path, integrity.identity)]
-        judged += [integrity.handshake(peer, 60.0, True, now=clock.now) for peer in ids]
+        judged += [judges.handshake(peer, 60.0, True, now=clock.now) for peer in ids]
         rows = integrity.evaluate(judged, integrity.expected(ids), coverage_s=60, now=clock.now)
         integrity.track((), rows, now=clock.now)
     judging = (time.process_time() - start) / 10 * 1e6

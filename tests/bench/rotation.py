@@ -1,13 +1,14 @@
-"""What does a rotation cost the traffic? `python -m tests.bench.rotation [RUNS] [RATE]`
+"""What does a rotation cost the traffic? `python -m tests.bench.rotation [--runs 10] [--rate 500] [--nodes 4]`
 
-Four nodes, every pair carries RATE packets/s each way through the tunnel and the same again over the bare wire, which
-is the control; then all keys are rotated, one node after the other. Losses are those of the tunnel beyond the control.
+So many nodes, every pair carries RATE packets/s each way through the tunnel and the same again over the bare wire,
+which is the control; then all keys are rotated, one node after the other. Losses are those beyond the control.
 The stream is one of TCP per pair at full rate; its longest silence stands beside that of a run without a rotation.
 Flows are sent and counted by programs that know nothing of the product, in processes of their own.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from pathlib import Path
 
 from tests.harness.mesh import MESHCTL, Lab, Node, until
 
-RUNS, RATE = 10, 500
 PORT, STREAM_PORT = 40100, 40200
 REPOSITORY = Path(__file__).resolve().parents[2]
 FLOW, STREAM = REPOSITORY / "deploy/demo/flow.py", REPOSITORY / "tests/harness/tcp_flow.py"
@@ -141,23 +141,33 @@ def stream(lab: Lab, pair: tuple[Node, Node], *, rotating: bool) -> tuple[int, i
     return silence, broken, size * 8e-6 / took
 
 
+def summary(found: list[tuple[int, float, float]], rate: int, nodes: int) -> None:
+    """Of all runs."""
+    clean, p50 = sum(lost == 0 for lost, *_ in found), sorted(run[1] for run in found)[len(found) // 2]
+    print(f"UDP, {rate}/s on {nodes * (nodes - 1)} directions: nothing lost beyond the control in {clean} of "
+          f"{len(found)} runs; gap p50 {p50:.0f} ms, worst {max(run[2] for run in found):.0f} ms", flush=True)
+
+
 def main() -> None:
-    """Print each run, the summary last."""
-    runs, rate = (int(word) for word in (sys.argv[1:] + [str(RUNS), str(RATE)][len(sys.argv) - 1 :]))
+    """Print each run and the summaries."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("runs", 10), ("rate", 500), ("nodes", 4)):
+        flags.add_argument(f"--{name}", type=int, default=value)
+    flags.add_argument("--udp-only", action="store_true", help="no TCP streams")
+    given = flags.parse_args()
     with Lab() as lab:
-        lab.members("a", "b", "c", "d")
-        found = [once(lab, rate) for _ in range(runs)]
+        lab.members(*"abcdefgh"[: given.nodes])
+        found = [once(lab, given.rate) for _ in range(given.runs)]
+        summary(found, given.rate, given.nodes)
+        if given.udp_only:
+            return
         pairs = list(combinations(lab.nodes, 2))
         still = [stream(lab, pair, rotating=False) for pair in pairs]
         moving = [stream(lab, pair, rotating=True) for pair in pairs]
-    clean = sum(lost == 0 for lost, *_ in found)
-    p50 = sorted(run[1] for run in found)[len(found) // 2]
     for words, rows in (("without", still), ("with", moving)):
         print(f"TCP, one stream per pair at full rate, {words} a rotation: longest silence per pair "
               f"{', '.join(str(row[0]) for row in rows)} ms; {sum(row[1] for row in rows)} broken; "
               f"{sum(row[2] for row in rows) / len(rows):.0f} Mbit/s")
-    print(f"UDP, {rate}/s on 12 directions: nothing lost beyond the control in {clean} of {runs} runs; "
-          f"gap p50 {p50:.0f} ms, worst {max(run[2] for run in found):.0f} ms")
 
 
 if __name__ == "__main__":

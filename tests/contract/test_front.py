@@ -32,6 +32,7 @@ from tests.harness.front import (
     ended,
     refused,
     running,
+    slow_handshake,
     until,
     who,
 )
@@ -144,9 +145,17 @@ async def test_good_client_is_served_behind_hellos_that_never_finish(stack: Stac
     good.write(tls.HTTP2_PREFACE)
     assert await asyncio.wait_for(reader.read(9), 5)
     assert asyncio.get_running_loop().time() - begin < 1.0, "it waits for one place, not for 236 others"
+    assert stack.front.connections.handshakes < front_module.HANDSHAKES, "no address holds all places"
     await until(lambda: stack.front.connections.refused.get(Why.SLOW, 0) > 100, 2.5)
     for writer in (good, *(writer for _, writer in flood)):
         writer.close()
+
+
+async def test_mesh_on_a_slow_machine_is_not_taken_for_an_attack(stack: Stack) -> None:
+    await slow_handshake(stack, 0.4)  # what succeeds teaches what is usual
+    slower = [slow_handshake(stack, 0.8) for _ in range(2 * front_module.HANDSHAKES)]
+    await asyncio.gather(*slower)
+    assert stack.front.connections.refused == {}
 
 
 async def test_data_behind_a_waiting_hello_ends_it(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

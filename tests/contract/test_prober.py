@@ -12,7 +12,7 @@ import pytest
 
 from meshctl.agent.prober import Prober
 from meshctl.agent.responder import Drop
-from meshctl.mesh import integrity, statement
+from meshctl.mesh import judges, statement
 from meshctl.mesh.integrity import Verdict
 from meshctl.mesh.model import Endpoint, Roster
 from meshctl.mesh.statement import Statement
@@ -82,10 +82,10 @@ async def test_clock_of_a_peer_is_60_s_off(mesh: Mesh) -> None:
 
     def clock_of(member: Member) -> Verdict:
         offsets = [echo.offset_s for echo in member.prober.echoes().values() if echo.offset_s is not None]
-        return integrity.clock(None, offsets, now=0).verdict
+        return judges.clock(None, offsets, now=0).verdict
 
     assert clock_of(b) is Verdict.FAILED
-    assert integrity.clock(0.0, [offset, 0.0, 0.0], now=0).verdict is Verdict.OK
+    assert judges.clock(0.0, [offset, 0.0, 0.0], now=0).verdict is Verdict.OK
 
 
 async def test_late_answer_counts_as_lost(mesh: Mesh) -> None:

@@ -9,7 +9,7 @@ import tracemalloc
 from collections.abc import Callable
 
 from meshctl.agent.responder import Drop
-from meshctl.mesh import integrity, probe
+from meshctl.mesh import judges, probe
 from meshctl.mesh.integrity import Verdict
 from meshctl.mesh.probe import Kind, Packet
 from tests.harness.probing import Attacker, Member, Mesh, dropped, until
@@ -26,7 +26,7 @@ async def test_forged_tag_is_not_answered_and_is_told(mesh: Mesh) -> None:
         attacker.send(probe.pack(ping(b, a)) + bytes(16), a)
         await dropped(a, Drop.FORGED)
         assert attacker.is_silent()
-    assert integrity.identity(b.node.id, a.prober.echo(b.node.id), now=a.clock.now).verdict is Verdict.FAILED
+    assert judges.identity(b.node.id, a.prober.echo(b.node.id), now=a.clock.now).verdict is Verdict.FAILED
 
 
 async def test_replayed_ping_is_answered_once(mesh: Mesh) -> None:

@@ -160,6 +160,28 @@ async def dial_tls(stack: Stack, *protocols: str, node: tls.Node | None = None) 
     return await asyncio.open_connection("127.0.0.1", stack.port, ssl=context, ssl_shutdown_timeout=1)
 
 
+async def slow_handshake(stack: Stack, after_s: float) -> None:
+    """A member whose answer to our ServerHello takes so long; returns once it is served."""
+    reader, writer = await dial(stack)
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context_of(stack, stack.mesh.node(), "h2").wrap_bio(down, up)
+    begun = False
+    while True:
+        try:
+            client.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            writer.write(up.read())
+        down.write(await reader.read(65536))
+        if not begun:
+            begun = True
+            await asyncio.sleep(after_s)
+    client.write(tls.HTTP2_PREFACE)
+    writer.write(up.read())
+    assert await asyncio.wait_for(reader.read(9), 10)
+    writer.close()
+
+
 async def ended(reader: asyncio.StreamReader, within_s: float = 5.0) -> None:
     """Wait for the other side's end, clean or not."""
     with contextlib.suppress(ConnectionError, ssl.SSLError):

@@ -19,7 +19,7 @@ REGISTRY_OLD_S = 8.0  # less is within an election of etcd's: nodes would leave 
 
 def hurry() -> None:
     """Scale the intervals of this process."""
-    for name in ("HEARTBEAT_S", "STREAM_SILENCE_S", "REGISTRY_MOVE_EVERY_S"):
+    for name in ("HEARTBEAT_S", "REGISTRY_MOVE_EVERY_S"):
         setattr(limits, name, getattr(limits, name) / SCALE)
     limits.REGISTRY_OLD_S = REGISTRY_OLD_S  # type: ignore[misc]
     for name in ("BEAT_EVERY_S", "SILENT_S", "DEAF_S"):

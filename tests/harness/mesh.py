@@ -33,7 +33,8 @@ from tests.harness.netns import Namespace, unique
 T = TypeVar("T")
 MESHCTL = (sys.executable, "-m", "meshctl.cli.main")
 COORDINATOR = (sys.executable, "-m", "coordinator.cli.main")
-READY_S = 40.0  # how long a busy machine may take for what takes one second on an idle one
+PATIENCE = float(os.environ.get("MESHCTL_TESTS_PATIENCE", "1"))  # an emulated machine is ten times slower
+READY_S = 40.0 * PATIENCE  # how long a busy machine may take for what takes one second on an idle one
 HUB = "203.0.113.1"
 PORT = 7443
 
@@ -75,8 +76,8 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         """A command inside, to its end, whatever that is."""
         return subprocess.run(
-            ["ip", "netns", "exec", self.ns.name, *command], input=stdin, text=True, capture_output=True, timeout=90,
-            env={**os.environ, **self.environment, **(environment or {})},
+            ["ip", "netns", "exec", self.ns.name, *command], input=stdin, text=True, capture_output=True,
+            timeout=90 * PATIENCE, env={**os.environ, **self.environment, **(environment or {})},
         )  # fmt: skip
 
     def spawn(self, *command: str, log: Path | None = None) -> subprocess.Popen[bytes]:

@@ -19,7 +19,7 @@ from meshctl.agent.prober import Prober
 from meshctl.agent.responder import Drop
 from meshctl.crypto.identity import Identity
 from meshctl.crypto.probe import PairKey, pair_key
-from meshctl.mesh import integrity, limits, probe
+from meshctl.mesh import judges, limits, probe
 from meshctl.mesh.integrity import Verdict
 from meshctl.mesh.model import Endpoint, Node, NodeId, Roster
 
@@ -81,7 +81,7 @@ class Member:
         return pair_key(self.identity.probe, self.node.statement, peer.node.statement)
 
     def path(self, peer: Member) -> Verdict:
-        return integrity.path(peer.node.id, self.prober.echo(peer.node.id), now=self.clock.now).verdict
+        return judges.path(peer.node.id, self.prober.echo(peer.node.id), now=self.clock.now).verdict
 
     async def round(self, *peers: Member) -> None:
         """One turn; waits for the answers of `peers` that answer."""

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.root
 
 # WireGuard's handshake initiation begins with a 1 (its message type), behind 8 bytes of UDP header.
 NO_HANDSHAKES = """
-table ip deaf { chain in { type filter hook input priority 0; udp dport 51820 @th,64,8 1 drop; } }
+table ip deaf {
+  chain in { type filter hook input priority 0; udp dport 51820 @th,64,8 1 drop; }
+}
 """
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meshctl.mesh import integrity, limits
+from meshctl.mesh import integrity, judges, limits
 from meshctl.mesh.integrity import (
     ASYMMETRY,
     CATALOGUE,
@@ -18,6 +18,7 @@ from meshctl.mesh.integrity import (
     KEY,
     LAG,
     PATH,
+    ROTATION,
     ROUTE,
     Finding,
     Reading,
@@ -51,7 +52,7 @@ def healthy(*peers: NodeId, at: float = 100.0) -> list[Reading]:
 
 
 def test_catalogue_is_whole_and_its_dependencies_exist_without_a_circle() -> None:
-    assert set(CATALOGUE) == {DRIFT, LAG, ROUTE, HANDSHAKE, PATH, IDENTITY, KEY, CLOCK, ASYMMETRY}
+    assert set(CATALOGUE) == {DRIFT, LAG, ROUTE, HANDSHAKE, PATH, IDENTITY, ROTATION, KEY, CLOCK, ASYMMETRY}
 
     def depth(code: str, above: tuple[str, ...] = ()) -> None:
         assert code not in above
@@ -79,32 +80,38 @@ def test_readme_tells_the_catalogue_as_it_is() -> None:
 # ---- judges ----------------------------------------------------------------------------------------------------------
 
 JUDGED: list[tuple[str, Callable[[], Reading], str, Verdict]] = [
-    ("no drift", lambda: integrity.drift((), 0, "", now=100), DRIFT, OK),
-    ("foreign change undone just now", lambda: integrity.drift(["remove peer X"], 95, "", now=100), DRIFT, DEGRADED),
-    ("foreign change long ago", lambda: integrity.drift(["remove peer X"], 5, "", now=100), DRIFT, OK),
-    ("pass failed", lambda: integrity.drift((), 0, "did not settle: add peer X", now=100), DRIFT, FAILED),
-    ("following", lambda: integrity.lag(7, 7, 1.0, now=100), LAG, OK),
-    ("ahead of an old heartbeat", lambda: integrity.lag(8, 7, 1.0, now=100), LAG, OK),
-    ("behind", lambda: integrity.lag(6, 7, 1.0, now=100), LAG, FAILED),
-    ("coordinator silent", lambda: integrity.lag(7, 7, 36.0, now=100), LAG, DEGRADED),
-    ("coordinator never heard", lambda: integrity.lag(7, 0, None, now=100), LAG, DEGRADED),
-    ("no leak", lambda: integrity.routes((), True, now=100), ROUTE, OK),
-    ("leak", lambda: integrity.routes(["10.77.0.2 leaves by eth0"], True, now=100), ROUTE, FAILED),
-    ("leak possible", lambda: integrity.routes((), False, now=100), ROUTE, DEGRADED),
-    ("fresh session", lambda: integrity.handshake(B, 180.0, True, now=100), HANDSHAKE, OK),
-    ("stale session in use", lambda: integrity.handshake(B, 180.1, True, now=100), HANDSHAKE, FAILED),
-    ("stale session idle", lambda: integrity.handshake(B, 400.0, False, now=100), HANDSHAKE, UNKNOWN),
-    ("no session, tried", lambda: integrity.handshake(B, None, True, now=100), HANDSHAKE, FAILED),
-    ("young key", lambda: integrity.keys(6 * DAY, 20 * 3600, now=100), KEY, OK),
-    ("30 days left", lambda: integrity.keys(limits.KEY_AGE_FAIL_S - 30 * DAY, 20 * 3600, now=100), KEY, DEGRADED),
-    ("key too old", lambda: integrity.keys(limits.KEY_AGE_FAIL_S, 20 * 3600, now=100), KEY, FAILED),
-    ("certificate not renewed", lambda: integrity.keys(DAY, 11 * 3600, now=100), KEY, DEGRADED),
-    ("certificate expired", lambda: integrity.keys(DAY, -1, now=100), KEY, FAILED),
-    ("no clock seen", lambda: integrity.clock(None, (), now=100), CLOCK, UNKNOWN),
-    ("clocks agree", lambda: integrity.clock(0.1, (0.2, -0.3, 0.1), now=100), CLOCK, OK),
-    ("one peer's clock is wrong", lambda: integrity.clock(0.1, (0.0, 60.0, 0.1), now=100), CLOCK, OK),
-    ("my clock drifts", lambda: integrity.clock(-3.0, (), now=100), CLOCK, DEGRADED),
-    ("my clock is wrong", lambda: integrity.clock(None, (59.0, 60.0, 61.0), now=100), CLOCK, FAILED),
+    ("no drift", lambda: judges.drift((), 0, "", now=100), DRIFT, OK),
+    ("foreign change undone just now", lambda: judges.drift(["remove peer X"], 95, "", now=100), DRIFT, DEGRADED),
+    ("foreign change long ago", lambda: judges.drift(["remove peer X"], 5, "", now=100), DRIFT, OK),
+    ("pass failed", lambda: judges.drift((), 0, "did not settle: add peer X", now=100), DRIFT, FAILED),
+    ("following", lambda: judges.lag(7, 7, 1.0, now=100), LAG, OK),
+    ("ahead of an old heartbeat", lambda: judges.lag(8, 7, 1.0, now=100), LAG, OK),
+    ("behind", lambda: judges.lag(6, 7, 1.0, now=100), LAG, FAILED),
+    ("coordinator silent", lambda: judges.lag(7, 7, 36.0, now=100), LAG, DEGRADED),
+    ("coordinator never heard", lambda: judges.lag(7, 0, None, now=100), LAG, DEGRADED),
+    ("no leak", lambda: judges.routes((), True, now=100), ROUTE, OK),
+    ("leak", lambda: judges.routes(["10.77.0.2 leaves by eth0"], True, now=100), ROUTE, FAILED),
+    ("leak possible", lambda: judges.routes((), False, now=100), ROUTE, DEGRADED),
+    ("fresh session", lambda: judges.handshake(B, 180.0, True, now=100), HANDSHAKE, OK),
+    ("stale session in use", lambda: judges.handshake(B, 180.1, True, now=100), HANDSHAKE, FAILED),
+    ("stale session idle", lambda: judges.handshake(B, 400.0, False, now=100), HANDSHAKE, UNKNOWN),
+    ("no session, tried", lambda: judges.handshake(B, None, True, now=100), HANDSHAKE, FAILED),
+    ("young key", lambda: judges.keys(6 * DAY, 20 * 3600, now=100), KEY, OK),
+    ("30 days left", lambda: judges.keys(limits.KEY_AGE_FAIL_S - 30 * DAY, 20 * 3600, now=100), KEY, DEGRADED),
+    ("key too old", lambda: judges.keys(limits.KEY_AGE_FAIL_S, 20 * 3600, now=100), KEY, FAILED),
+    ("certificate not renewed", lambda: judges.keys(DAY, 11 * 3600, now=100), KEY, DEGRADED),
+    ("certificate expired", lambda: judges.keys(DAY, -1, now=100), KEY, FAILED),
+    ("no key changed", lambda: judges.rotation(B, None, 9.0, None, now=100), ROTATION, OK),
+    ("a key changed, all followed", lambda: judges.rotation(B, 5.0, 4.9, 0.1, now=100), ROTATION, OK),
+    ("a key changed, no handshake since", lambda: judges.rotation(B, 5.0, 5.1, 0.1, now=100), ROTATION, FAILED),
+    ("a key changed, never a handshake", lambda: judges.rotation(B, 5.0, None, None, now=100), ROTATION, FAILED),
+    ("a key changed, the peer disagrees", lambda: judges.rotation(B, 5.0, 4.9, 5.1, now=100), ROTATION, FAILED),
+    ("a key changed, no echo at all", lambda: judges.rotation(B, 5.0, 4.9, None, now=100), ROTATION, FAILED),
+    ("no clock seen", lambda: judges.clock(None, (), now=100), CLOCK, UNKNOWN),
+    ("clocks agree", lambda: judges.clock(0.1, (0.2, -0.3, 0.1), now=100), CLOCK, OK),
+    ("one peer's clock is wrong", lambda: judges.clock(0.1, (0.0, 60.0, 0.1), now=100), CLOCK, OK),
+    ("my clock drifts", lambda: judges.clock(-3.0, (), now=100), CLOCK, DEGRADED),
+    ("my clock is wrong", lambda: judges.clock(None, (59.0, 60.0, 61.0), now=100), CLOCK, FAILED),
 ]
 
 
@@ -116,29 +123,29 @@ def test_judge(judge: Callable[[], Reading], code: str, verdict: Verdict) -> Non
 
 
 def test_key_warnings_come_30_7_and_1_days_before_the_end() -> None:
-    words = [integrity.keys(limits.KEY_AGE_FAIL_S - left * DAY, 20 * 3600, now=0).evidence for left in (29, 6, 0.5)]
+    words = [judges.keys(limits.KEY_AGE_FAIL_S - left * DAY, 20 * 3600, now=0).evidence for left in (29, 6, 0.5)]
     assert ["30 d" in words[0], "7 d" in words[1], "24 h" in words[2]] == [True, True, True]
 
 
 def test_path_of_a_peer_that_answers_loses_and_dies() -> None:
-    assert integrity.path(B, Echo(), now=9).verdict is UNKNOWN
+    assert judges.path(B, Echo(), now=9).verdict is UNKNOWN
     good = Echo(sent=16, received=15, rtt_s=0.004, last_ok_at=8, tested_at=8)
-    assert integrity.path(B, good, now=9) == Reading(PATH, B, OK, 8, "rtt 4.0 ms, jitter 0.0 ms, loss 6% of 16")
-    assert integrity.path(B, Echo(sent=16, received=8, last_ok_at=8, tested_at=8), now=9).verdict is DEGRADED
-    assert integrity.path(B, Echo(sent=16, received=14, missed=2, last_ok_at=1, tested_at=8), now=9).verdict is DEGRADED
-    assert integrity.path(B, Echo(sent=16, received=13, missed=3, last_ok_at=1, tested_at=8), now=9).verdict is FAILED
+    assert judges.path(B, good, now=9) == Reading(PATH, B, OK, 8, "rtt 4.0 ms, jitter 0.0 ms, loss 6% of 16")
+    assert judges.path(B, Echo(sent=16, received=8, last_ok_at=8, tested_at=8), now=9).verdict is DEGRADED
+    assert judges.path(B, Echo(sent=16, received=14, missed=2, last_ok_at=1, tested_at=8), now=9).verdict is DEGRADED
+    assert judges.path(B, Echo(sent=16, received=13, missed=3, last_ok_at=1, tested_at=8), now=9).verdict is FAILED
     led = Echo(last_ok_at=8, tested_at=8)
-    assert integrity.path(B, led, now=9).verdict is OK
+    assert judges.path(B, led, now=9).verdict is OK
 
 
 def test_identity_of_a_peer_whose_echoes_are_forged() -> None:
-    assert integrity.identity(B, Echo(), now=9).verdict is UNKNOWN
-    assert integrity.identity(B, Echo(last_ok_at=8), now=9).verdict is OK
-    assert integrity.identity(B, Echo(forged=3, forged_at=8), now=9).verdict is FAILED
-    assert integrity.identity(B, Echo(forged=3, forged_at=8, last_ok_at=7), now=9).verdict is FAILED
-    mixed = integrity.identity(B, Echo(forged=3, forged_at=7, last_ok_at=8), now=9)
+    assert judges.identity(B, Echo(), now=9).verdict is UNKNOWN
+    assert judges.identity(B, Echo(last_ok_at=8), now=9).verdict is OK
+    assert judges.identity(B, Echo(forged=3, forged_at=8), now=9).verdict is FAILED
+    assert judges.identity(B, Echo(forged=3, forged_at=8, last_ok_at=7), now=9).verdict is FAILED
+    mixed = judges.identity(B, Echo(forged=3, forged_at=7, last_ok_at=8), now=9)
     assert (mixed.verdict, mixed.at) == (DEGRADED, 8)
-    assert integrity.identity(B, Echo(forged=3, forged_at=7, last_ok_at=98), now=99).verdict is OK
+    assert judges.identity(B, Echo(forged=3, forged_at=7, last_ok_at=98), now=99).verdict is OK
 
 
 def test_two_rows_of_a_pair_disagree() -> None:
@@ -146,7 +153,7 @@ def test_two_rows_of_a_pair_disagree() -> None:
         return Row(PATH, B, verdict, 1.0, "", because)
 
     def verdict(here: Row | None, there: Row | None) -> Verdict:
-        return integrity.asymmetry(B, here, there, now=1).verdict
+        return judges.asymmetry(B, here, there, now=1).verdict
 
     assert verdict(row(OK), row(FAILED)) is FAILED
     assert verdict(row(UNKNOWN, HANDSHAKE), row(OK)) is FAILED
@@ -156,7 +163,7 @@ def test_two_rows_of_a_pair_disagree() -> None:
 
 
 def test_evidence_is_bounded() -> None:
-    assert len(integrity.drift((), 0, "x" * 10_000, now=1).evidence) == 160
+    assert len(judges.drift((), 0, "x" * 10_000, now=1).evidence) == 160
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

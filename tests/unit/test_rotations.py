@@ -118,6 +118,7 @@ async def test_peers_learn_the_next_statement_and_believe_it(mesh: Mesh) -> None
     assert b.book.roster.nodes[a.id].newest == 2
     assert b.book.promote(a.id, 2)
     b.restart()
+    assert not b.book.refused
     assert b.book.roster.nodes[a.id].statement == statement, "a node that said so is believed after a reboot, too"
     await mesh.say(a, Stage.SWITCHED, statement)
     await b.sync(mesh.one)

@@ -1,6 +1,9 @@
-"""The device's contract suite and its bench on a real kernel WireGuard, in an emulated machine of our own making.
+"""A real kernel WireGuard, in an emulated machine of our own making: the device's contract suite, or a rotation.
 
-    python tests/vm/run.py [KERNEL]      e.g. /boot/vmlinuz-6.1.0-56-cloud-amd64; the newest in /boot by default
+    python tests/vm/run.py [device|rotation] [KERNEL]      KERNEL: the newest in /boot by default
+
+`device` is the contract suite and its bench; `rotation` a whole mesh, etcd and coordinator included, that rotates all
+keys under traffic (tests/bench/rotation.py), at a rate that emulation carries.
 
 The image is an initramfs with this Python, the few packages and tools the suite needs, and the kernel's network
 modules: no disk, network or file of the host is shared with the machine, and neither KVM nor 9p is needed (Debian's
@@ -37,11 +40,17 @@ PACKAGES = (
 )
 TOOLS = ("ip", "nft", "wg", "wireguard-go", "modprobe", "sysctl", "busybox")
 MODULES = ("net", "lib", "crypto", "arch/x86/crypto", "drivers/net", "drivers/char")
+MESH_PACKAGES = (
+    "click", "etcd3aio", "google", "grpc", "grpc_health", "msgspec", "prometheus_client", "uvloop",
+)  # fmt: skip
+MESH_TOOLS = ("etcd",)
 SUITE = (
     "python -B -m pytest -p no:cacheprovider -q --color=no --tb=short --durations=5"
     " tests/contract/test_device.py tests/contract/test_guard.py -k kernel"
 )
 BENCH = "python -B tests/bench/reconcile.py"
+ROTATION = "python -B -m tests.bench.rotation --runs 2 --rate 50 --nodes 3 --udp-only"
+WORK = {"device": f"{SUITE} && {BENCH} kernel 100 1000", "rotation": ROTATION}
 
 INIT = f"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -50,7 +59,8 @@ mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /tmp
 export PATH=/usr/bin:/bin PYTHONHOME=/python PYTHONPATH=/packages HOME=/root
 ip link set lo up; modprobe tun; modprobe wireguard; mkdir -p /run/netns /run/wireguard
 cd /repository
-{SUITE} && {BENCH} kernel 100 1000 && echo "{PASSED}"
+export MESHCTL_TESTS_PATIENCE=10
+WORK && echo "{PASSED}"
 poweroff -f
 """
 
@@ -68,12 +78,12 @@ def put(root: Path, source: Path, at: str = "") -> None:
     shutil.copy2(source, target, follow_symlinks=True)
 
 
-def tree(root: Path, release: str) -> None:
+def tree(root: Path, release: str, what: str) -> None:
     """Everything the machine has."""
     for directory in ("proc", "sys", "dev", "run", "tmp", "bin", "usr/bin", "var", "root", "repository", "sbin"):
         (root / directory).mkdir(parents=True, exist_ok=True)
     (root / "var/run").symlink_to("/run")
-    (root / "init").write_text(INIT)
+    (root / "init").write_text(INIT.replace("WORK", WORK[what]))
     (root / "init").chmod(0o755)
 
     skip = shutil.ignore_patterns(
@@ -82,21 +92,25 @@ def tree(root: Path, release: str) -> None:
     stdlib, site = Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))
     shutil.copytree(stdlib, root / "python/lib" / stdlib.name, ignore=skip)
     put(root, Path(sys.executable).resolve(), "/usr/bin/python")
+    home = root / str(stdlib).lstrip("/")  # where an isolated Python, such as etcd's launcher, looks
+    home.parent.mkdir(parents=True, exist_ok=True)
+    home.symlink_to(f"/python/lib/{stdlib.name}")
     cache = shutil.ignore_patterns("__pycache__")
-    for package in PACKAGES:
+    for package in (*PACKAGES, *(MESH_PACKAGES if what == "rotation" else ())):
         shutil.copytree(site / package, root / "packages" / package, ignore=cache)
     for extra in (
         *site.glob("pytest_asyncio-*.dist-info"),
+        *site.glob("etcd3aio-*.dist-info"),  # it asks for its own version
         *site.glob("_cffi_backend*"),
         *site.glob("typing_extensions.py"),
         *site.glob("py.py"),
     ):
         (shutil.copytree if extra.is_dir() else shutil.copy2)(extra, root / "packages" / extra.name)
-    for name in ("meshctl", "tests"):
+    for name in ("meshctl", "coordinator", "deploy", "tests"):
         shutil.copytree(REPOSITORY / name, root / "repository" / name, ignore=cache)
     put(root, REPOSITORY / "pyproject.toml", "/repository/pyproject.toml")
 
-    for tool in TOOLS:
+    for tool in (*TOOLS, *(MESH_TOOLS if what == "rotation" else ())):
         put(root, Path(shutil.which(tool) or tool), "/bin/busybox" if tool == "busybox" else f"/usr/bin/{tool}")
     (root / "sbin/modprobe").symlink_to("/usr/bin/modprobe")  # where the kernel looks for it
     binaries = [
@@ -116,14 +130,16 @@ def tree(root: Path, release: str) -> None:
 def main() -> int:
     """Build, boot, watch."""
     newest = max(Path("/boot").glob("vmlinuz-*"), default=None, key=lambda path: path.stat().st_mtime)
-    kernel = Path(sys.argv[1]) if sys.argv[1:] else newest
+    words = sys.argv[1:]
+    what = words.pop(0) if words and words[0] in WORK else "device"
+    kernel = Path(words[0]) if words else newest
     if kernel is None:
         print("no kernel in /boot: apt-get install --no-install-recommends linux-image-cloud-amd64", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as scratch:
         root, image = Path(scratch, "root"), Path(scratch, "image")
         root.mkdir()
-        tree(root, kernel.name.removeprefix("vmlinuz-"))
+        tree(root, kernel.name.removeprefix("vmlinuz-"), what)
         names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
         with image.open("wb") as out:
             subprocess.run(
