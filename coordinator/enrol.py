@@ -58,9 +58,14 @@ class Enrolment:
         """For a caller that is about to prove its device key."""
         return nonces.make(self.authority.nonce_key, secrets.token_bytes(16), now=self._clock())
 
+    @property
+    def mesh(self) -> MeshInfo:
+        """Its record as it is now: further coordinators may have come."""
+        return self._feed.mesh or self.authority.mesh
+
     async def join(self, ask: JoinAsk, body: bytes, signature: bytes, source: Address) -> Membership:
         """Admit a node, or raise RefusedError, TrustError, ProtocolError."""
-        mesh = self.authority.mesh
+        mesh = self.mesh
         nonces.check(self.authority.nonce_key, ask.nonce, now=self._clock())
         check_name(ask.name)
         node = node_id(ask.statement.device_key)
@@ -70,7 +75,7 @@ class Enrolment:
         if isinstance(entered, Refused):
             await self._turn_away(entered, ask, node, source)
         record = entered.record
-        await self._feed.reached(entered.revision)
+        await self._feed.caught_up(entered.revision)
         member = self._feed.members.get(node)
         if member is None:
             raise RefusedError("this node was thrown out while it joined")

@@ -45,15 +45,22 @@ T = TypeVar("T")
 
 ATTEMPT_S: Final = 2.0  # one call; etcd's own election takes about 1 s
 OPERATION_S: Final = 6.0  # all attempts of one operation: rides out a restart of etcd (measured: 1 to 2 s)
+CONNECTION_LOST: Final = "Internal error from Core"  # what grpc.aio says of a stream whose connection ended as it wrote
 FIRST_PAUSE_S: Final = 0.05
 MOST_PAUSE_S: Final = 0.5
 ENDPOINT_S: Final = 1.0  # one member, asked how it is
 LIST_PAGE: Final = 1000  # about 1 MB of records
 LIST_ATTEMPTS: Final = 3  # history may be compacted under a slow list
-# A member that stands still with its connections open (paused, its machine hung) is dropped after 8 s; etcd allows a
-# ping every 5 s.
-KEEPALIVE: Final = {"keepalive_time_ms": 5_500, "keepalive_timeout_ms": 2_500}
 CHANNEL: Final = [
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.enable_retries", 1),
+    # A member that stands still with its connections open (paused, its machine hung) is dropped after 8 s. etcd allows
+    # a ping every 5 s, and none without a call: after three too many it hangs up, and grpc pings half as often from
+    # then on. Without the last line grpc itself stops pinging a watch on which nothing is sent.
+    ("grpc.keepalive_time_ms", 6_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # grpc's default of two minutes would outlast any restart
     ("grpc.max_receive_message_length", -1),  # etcd is trusted by mutual TLS; a page or a watch answer may pass 4 MiB
@@ -117,9 +124,8 @@ class EtcdRegistry:
         files = _pem(address.ca), _pem(address.key), _pem(address.certificate)
 
         async def channel(*endpoints: str) -> grpc.aio.Channel:
-            manager = ConnectionManager(endpoints, **KEEPALIVE)
-            manager.target = await _target(endpoints)
-            manager.grpc_options = [*manager.grpc_options, *CHANNEL]
+            manager = ConnectionManager(endpoints)
+            manager.target, manager.grpc_options = await _target(endpoints), list(CHANNEL)
             made: grpc.aio.Channel = manager.get_channel(*files, tls_server_name=server_name)
             return made
 
@@ -208,6 +214,8 @@ class EtcdRegistry:
                             changes = _changes(answer.events)
                             following = changes.revision + 1
                             yield changes
+            except UnreachableError:
+                pass  # there is no majority to say how far the store is: we stay where we are
             except (EtcdError, grpc.aio.AioRpcError) as error:
                 if not _is_transient(error):
                     raise self._translated(error) from error
@@ -242,7 +250,7 @@ class EtcdRegistry:
         try:
             status = await MaintenanceService(channel).status(timeout=ENDPOINT_S, max_attempts=1)
         except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
-            return Endpoint(address, ok=False, words=_status(error)[1].split("\n")[0] or "does not answer")
+            return Endpoint(address, ok=False, words="does not answer" if _is_transient(error) else _status(error)[1])
         words = ", ".join(status.errors) or ("" if status.leader else "no leader")
         leads = status.leader == status.header.member_id
         return Endpoint(address, not words, leads, status.version, status.dbSize, words)
@@ -312,7 +320,7 @@ def _is_tls(details: str) -> bool:
 
 def _is_transient(error: Exception) -> bool:
     code, details = _status(error)
-    unavailable = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    unavailable = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED) or details == CONNECTION_LOST
     return (unavailable or isinstance(error, TimeoutError | EtcdConnectionError | EtcdTransientError)) and not _is_tls(
         details
     )

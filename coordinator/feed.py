@@ -10,19 +10,21 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from coordinator import records
 from coordinator.board import Board
-from coordinator.records import NodeRecord, Tombstone
-from coordinator.registry import GONE, NODES, PLAN, ROOT, TURN, Changes, Compacted, Deleted, Record, Registry
+from coordinator.records import MeshRecord, NodeRecord, Tombstone
+from coordinator.registry import GONE, MESH, NODES, PLAN, ROOT, TURN, Changes, Compacted, Deleted, Record, Registry
 from meshctl.mesh import interface, topology
 from meshctl.mesh.journal import Journal
-from meshctl.mesh.model import Node, NodeId
+from meshctl.mesh.model import MeshInfo, Node, NodeId
 from meshctl.mesh.rotation import Plan, Turn
 from meshctl.wire import codec, session
 
+WATCH_LATE_S = 1.0  # it brings a commit after some milliseconds
 FRAMES_KEPT = 64  # cursors at one revision
 DIGESTS_KEPT = 256  # a node that reports a revision older than that many changes is lagging anyway
 
@@ -54,6 +56,8 @@ class Feed:
         self.members: dict[NodeId, Member] = {}
         self.gone: dict[NodeId, Tombstone] = {}
         self.by_name: dict[str, NodeId] = {}
+        self.mesh: MeshInfo | None = None  # known once loaded
+        self.on_mesh: list[Callable[[], object]] = []  # told when its record has changed
         self.plan: Plan | None = None
         self.turn: Turn | None = None
         self.board = Board()
@@ -68,6 +72,7 @@ class Feed:
         self._frames: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
         self._tick: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loading = asyncio.Lock()
         self._told = -1  # revision of the map at the last wake
 
     async def load(self) -> None:
@@ -106,7 +111,8 @@ class Feed:
                         self._advance(revision)
 
     def _put(self, record: Record) -> None:
-        self._addresses = None
+        if record.path.startswith((NODES, GONE)):
+            self._addresses = None
         if record.path.startswith(NODES):
             held = records.decode(record.value, NodeRecord)
             node = held.node(joined=record.created)
@@ -123,6 +129,10 @@ class Feed:
             self._remove(stone.id, record.revision)
         elif Board.has_room_for(record.path):
             self.board.put(record)
+        elif record.path == MESH:
+            self.mesh = records.decode(record.value, MeshRecord).info
+            for tell in self.on_mesh:
+                tell()
         elif record.path == PLAN:
             self.plan = records.decode(record.value, Plan)
         elif record.path == TURN:
@@ -131,7 +141,8 @@ class Feed:
                 act(before, self.turn)
 
     def _deleted(self, path: str, revision: int) -> None:
-        self._addresses = None
+        if path.startswith((NODES, GONE)):
+            self._addresses = None
         if path.startswith(NODES):
             self._remove(NodeId(path.removeprefix(NODES)), revision)
         elif path.startswith(GONE):
@@ -190,6 +201,18 @@ class Feed:
         """Return once this feed has seen the registry's `revision` (read your own write)."""
         while self.seen < revision:
             await asyncio.shield(self._heard)
+
+    async def caught_up(self, revision: int) -> None:
+        """The same, after a commit of our own: a watch that stands still (on a member of etcd that hangs, until its
+        connection is found dead) is overtaken by reading everything.
+        """
+        while self.seen < revision:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_LATE_S):
+                    await self.reached(revision)
+            async with self._loading:
+                if self.seen < revision:
+                    await self.load()
 
     def frames(self, cursor: int) -> list[bytes]:
         """Everything since `cursor` as frames; the same bytes for all streams that stand there."""

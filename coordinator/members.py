@@ -39,8 +39,13 @@ class Members:
     def __init__(
         self, mesh: MeshInfo, registry: SealedRegistry, feed: Feed, events: Events, clock: Callable[[], float]
     ) -> None:
-        self.mesh = mesh
+        self._mesh = mesh
         self._registry, self._feed, self._events, self._clock = registry, feed, events, clock
+
+    @property
+    def mesh(self) -> MeshInfo:
+        """Its record as it is now: a token names all coordinators."""
+        return self._feed.mesh or self._mesh
 
     def find(self, name: str) -> Member:
         """A member by name or id. Raises RefusedError, telling a node that is gone from one that never was."""
@@ -76,7 +81,7 @@ class Members:
             if isinstance(done, Committed):
                 event: Event = _EVENT[why](actor=actor, source=source, node=node.id, name=node.name)
                 await self._events.commit(event)
-                await self._feed.reached(done.revision)
+                await self._feed.caught_up(done.revision)
                 return node.id, done.revision
         raise ConflictError(f"node {name} is being changed by somebody else", "try again")
 

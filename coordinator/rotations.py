@@ -100,7 +100,7 @@ class Rotations:
         await self._events.commit(
             RotationOpened(actor=actor, rotation=plan.id, targets=len(targets), force=force, reason=reason)
         )
-        await self._feed.reached(done.revision)
+        await self._feed.caught_up(done.revision)
         return plan
 
     async def cancel(self, actor: str) -> None:
@@ -191,7 +191,7 @@ class Rotations:
         if isinstance(done, Conflict):
             return False
         await self._tell(ground, turn, record, ended=ended, actor=actor)
-        await self._feed.reached(done.revision)
+        await self._feed.caught_up(done.revision)
         return True
 
     async def _index(self, before: NodeRecord, after: NodeRecord) -> list[Op]:

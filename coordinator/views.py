@@ -46,7 +46,7 @@ class Views:
             releases.update(beat.releases)
         connected = len(self.fleet.connected() & self.feed.members.keys())
         return Overview(
-            mesh=self.mesh,
+            mesh=self.feed.mesh or self.mesh,
             revision=self.feed.revision,
             nodes=len(self.feed.members),
             connected=connected,

@@ -16,7 +16,7 @@ from meshctl import terminal
 from meshctl.wire import operator, overview
 from meshctl.wire.overview import CoordinatorState, Overview
 
-OLD_S = 20.0  # a registry that has not answered for so long: nodes look for another coordinator
+OLD_S = 5.0  # etcd is asked every 2 s
 
 
 @click.command()
@@ -35,13 +35,13 @@ def status(data_dir: Path, as_json: bool) -> None:
         f"revision {state.revision}   nodes {state.nodes}   connected {state.connected}   "
         f"at this revision {state.converged}   applied {spread if state.connected else '-'}"
     )
-    samples = sum(one.samples for one in state.coordinators)
+    samples = sum(one.samples for one in state.coordinators if not one.silent)
     shown = (
         f"p50 {state.p50:.2f} s  p99 {state.p99:.2f} s ({samples} acknowledgements)" if samples else "not measured yet"
     )
     click.echo(f"convergence {shown}   node releases {_releases(state)}")
     click.echo(f"keys {_rotation(state)}")
-    click.echo(f"coordinators {', '.join(mesh.coordinators)}   etcd {state.etcd}")
+    click.echo(f"coordinators {', '.join(mesh.coordinators)}   {state.etcd}")
     terminal.table(("COORDINATOR", "HEARD", "NODES", "BEHIND", "REVISION", "P50", "P99", "UP", "RELEASE"), _rows(state))
     for endpoint in state.endpoints:
         role = "leader" if endpoint.leader else "follower"

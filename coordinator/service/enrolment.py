@@ -46,7 +46,7 @@ class EnrolmentService(rpc.EnrolmentServicer):  # type: ignore[misc]
         _small(request)
         nonce, statement, last = codec.decode_renew(request.body)
         certificate = await self._enrolment.renew(nonce, statement, last, request.body, request.signature, who.address)
-        return codec.renewed_message(certificate, self._enrolment.authority.mesh)
+        return codec.renewed_message(certificate, self._enrolment.mesh)
 
 
 def _small(request: Any) -> None:

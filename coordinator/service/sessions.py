@@ -56,6 +56,7 @@ class MeshService:
         self._streams: dict[NodeId, _Stream] = {}  # the newest of each node
         self.passes = Passes(lambda: len(feed.members))
         feed.on_turn.append(self._turned)
+        feed.on_mesh.append(self._mesh_changed)
         feed.on_move.append(self.passes.moved)
 
     def handlers(self) -> Any:
@@ -163,9 +164,18 @@ class MeshService:
             if stream := self._streams.get(node):
                 stream.wake()
 
+    def _mesh_changed(self) -> None:
+        for stream in self._streams.values():
+            stream.wake()
+
+    @property
+    def mesh(self) -> MeshInfo:
+        """Its record as it is now: nodes learn of further coordinators."""
+        return self._feed.mesh or self._mesh
+
     def welcome(self, who: PeerIdentity) -> bytes:
         """First frame."""
-        return session.welcome_frame(self._mesh, str(who.address), self._feed.revision, now=time.time())
+        return session.welcome_frame(self.mesh, str(who.address), self._feed.revision, now=time.time())
 
     def heartbeat(self, node: NodeId) -> bytes:
         """Our clock, our revision, what we find, and how old it may be."""
@@ -186,6 +196,7 @@ class _Stream:
         self._feed, self._passes = service.feed, service.passes
         self._again = self._woken = False
         self._order: Order | None = None
+        self._mesh = service.mesh  # as the welcome tells it
         self._loop = asyncio.get_running_loop()
         self.rest: asyncio.Future[bool] = self._loop.create_future()
 
@@ -222,6 +233,9 @@ class _Stream:
                 for frame in frames:
                     await self._context.write(frame)
                 self._cursor = reached
+            if (mesh := self._service.mesh) is not self._mesh:
+                await self._context.write(session.mesh_frame(mesh))
+                self._mesh = mesh
             if (order := self._service.order(self._node)) != self._order:  # after the map that it is about
                 await self._context.write(turns.order_frame(order))
                 self._order = order

@@ -14,7 +14,7 @@ import grpc
 
 from meshctl.crypto import pki
 from meshctl.crypto.identity import Identity
-from meshctl.errors import MeshError, TrustError, UnreachableError
+from meshctl.errors import TrustError, UnreachableError
 from meshctl.mesh import limits
 
 CA_PROTOCOL = "meshctl-ca"
@@ -57,17 +57,6 @@ async def fetch_ca(address: str, fingerprint: bytes) -> bytes:
             "check the address in the token; somebody may be in between",
         )
     return der
-
-
-async def fetch_ca_from_any(addresses: tuple[str, ...], fingerprint: bytes) -> tuple[str, bytes]:
-    """The first coordinator that proves itself, and the CA. Raises the last error when none does."""
-    failure: MeshError = UnreachableError("the token names no coordinator", "ask for a new one")
-    for address in addresses:
-        try:
-            return address, await fetch_ca(address, fingerprint)
-        except MeshError as error:
-            failure = error
-    raise failure
 
 
 def open_channel(

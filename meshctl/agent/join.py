@@ -18,7 +18,7 @@ from meshctl.agent.store import SavedMembership, Store
 from meshctl.config import AgentConfig
 from meshctl.crypto import pki
 from meshctl.crypto.identity import JOIN_CONTEXT, RENEW_CONTEXT, Identity
-from meshctl.errors import MeshError, RefusedError, TrustError, UnreachableError, UsageError
+from meshctl.errors import EnvironmentFault, MeshError, RefusedError, TrustError, UnreachableError, UsageError
 from meshctl.mesh.model import Candidate, MeshInfo, Node, check_name
 from meshctl.mesh.token import JoinToken
 from meshctl.wire import codec, status, unary
@@ -50,7 +50,53 @@ async def join(
         raise UsageError(f"this machine is already in mesh {mesh.name!r}", "run meshctl up, or meshctl leave first")
     store.prepare()
     identity = store.identity()
-    address, ca = await channel.fetch_ca_from_any(token.coordinators, token.ca_fingerprint)
+    member, resumed = await _enrol(identity, token, name, tags, local)
+    saved = SavedMembership(
+        codec.encode_mesh(member.mesh),
+        codec.encode_node(member.node),
+        member.certificate,
+        member.node.statement.serial,
+        config.interface,
+        config.listen_port,
+        config.endpoint,
+        config.device,
+        time.time(),
+        config.health_listen,
+    )
+    store.save_membership(saved)
+    return Member(member.mesh, member.node, member.certificate, saved), resumed
+
+
+async def _enrol(
+    identity: Identity, token: JoinToken, name: str, tags: Sequence[str], local: Sequence[Candidate]
+) -> tuple[codec.Membership, bool]:
+    """At the first coordinator that can: one that cannot reach etcd, or whose disk is full, is not the only one.
+
+    A coordinator that admitted us and could not say so is no loss: the next one resumes.
+    """
+    failure: MeshError = UnreachableError("the token names no coordinator", "ask for a new one")
+    for address in token.coordinators:
+        try:
+            ca = await channel.fetch_ca(address, token.ca_fingerprint)
+        except MeshError as error:
+            failure = error
+            continue
+        try:
+            return await _enrol_at(address, ca, identity, token, name, tags, local)
+        except (UnreachableError, EnvironmentFault) as error:
+            failure = error
+    raise failure
+
+
+async def _enrol_at(
+    address: str,
+    ca: bytes,
+    identity: Identity,
+    token: JoinToken,
+    name: str,
+    tags: Sequence[str],
+    local: Sequence[Candidate],
+) -> tuple[codec.Membership, bool]:
     async with channel.open_channel(address, ca) as wire:
         try:
             challenge = await unary.begin(wire, codec.hello())
@@ -65,20 +111,7 @@ async def join(
         raise TrustError(
             "the coordinator answered with a membership that is not ours", "report this to the mesh's operator"
         )
-    saved = SavedMembership(
-        codec.encode_mesh(member.mesh),
-        codec.encode_node(member.node),
-        member.certificate,
-        member.node.statement.serial,
-        config.interface,
-        config.listen_port,
-        config.endpoint,
-        config.device,
-        time.time(),
-        config.health_listen,
-    )
-    store.save_membership(saved)
-    return Member(member.mesh, member.node, member.certificate, saved), member.resumed
+    return member, member.resumed
 
 
 async def renew(store: Store, member: Member, identity: Identity) -> Member:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from meshctl.agent import join
@@ -12,7 +13,7 @@ from meshctl.agent.join import Member
 from meshctl.agent.store import Store
 from meshctl.crypto import pki
 from meshctl.crypto.identity import Identity
-from meshctl.errors import MeshError
+from meshctl.errors import EnvironmentFault, MeshError
 from meshctl.events import CertificateRenewed, Events
 from meshctl.mesh import limits
 from meshctl.mesh.model import MeshInfo
@@ -52,8 +53,9 @@ class Keeper:
         held = self.member.mesh
         if mesh != held and (mesh.id, mesh.ca) == (held.id, held.ca):
             saved = replace(self.member.saved, mesh=codec.encode_mesh(mesh))
-            self._store.save_membership(saved)
             self.member = replace(self.member, mesh=mesh, saved=saved)
+            with suppress(EnvironmentFault):  # a full disk is no reason to end a session: it is told again at the next
+                self._store.save_membership(saved)
 
     def stated(self, serial: int, key_made_at: float | None) -> None:
         """The statement in force has this serial; its key was made then, or is the one before (None)."""

@@ -109,6 +109,11 @@ def welcome_frame(mesh: MeshInfo, seen_address: str, revision: int, *, now: floa
     return pb.Down(heartbeat=beat, mesh=codec.mesh_message(mesh), protocol=codec.PROTOCOL).SerializeToString()
 
 
+def mesh_frame(mesh: MeshInfo) -> bytes:
+    """The mesh's record has changed."""
+    return pb.Down(mesh=codec.mesh_message(mesh)).SerializeToString()
+
+
 @dataclass(frozen=True, slots=True)
 class Beat:
     """Heartbeat: the server's wall clock (unix s), its revision, what it found, where it sees us, age of its map."""

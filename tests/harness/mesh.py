@@ -126,14 +126,15 @@ class Coordinator(Machine):
         super().__init__(ns, directory / "coordinator.log")
         self.data, self.address = directory / "co", address
         self.program: tuple[str, ...] = COORDINATOR  # a test may have another one serve
+        self.flags: tuple[str, ...] = ()  # of `serve`
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`mesh-coordinator WORDS --data-dir ...`"""
         return self.run(*COORDINATOR, *words, "--data-dir", str(self.data))
 
-    def found(self, prefix4: str) -> None:
+    def found(self, prefix4: str, *flags: str) -> None:
         """`init`."""
-        done = self.command("init", "--name", "lab", "--advertise", self.address, "--prefix4", prefix4)
+        done = self.command("init", "--name", "lab", "--advertise", self.address, "--prefix4", prefix4, *flags)
         assert done.returncode == 0, done.stderr
 
     def start(self) -> None:
@@ -143,7 +144,7 @@ class Coordinator(Machine):
 
     def spawn_only(self) -> None:
         """`serve`, without waiting."""
-        self._process = self.spawn(*self.program, "serve", "--data-dir", str(self.data))
+        self._process = self.spawn(*self.program, "serve", "--data-dir", str(self.data), *self.flags)
 
     def is_up(self) -> bool:
         """Whether it answers its operators."""
@@ -209,6 +210,7 @@ class Node(Machine):
         super().__init__(ns, directory / f"{name}.log")
         self.name, self.address, self.interface = name, address, unique("mn-")
         self.state = directory / name
+        self.program: tuple[str, ...] = MESHCTL  # a test may have another agent
         self.config = AgentConfig(state_dir=self.state, interface=self.interface)
 
     def meshctl(self, *words: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -230,7 +232,7 @@ class Node(Machine):
     def up(self, *flags: str) -> None:
         """Start the agent; returns at once."""
         own = ("--state-dir", str(self.state), "--interface", self.interface)
-        self._process = self.spawn(*MESHCTL, "up", *own, *flags)
+        self._process = self.spawn(*self.program, "up", *own, *flags)
 
     def status(self) -> dict[str, Any]:
         """The agent's picture; empty while it does not answer."""
@@ -292,13 +294,17 @@ class Lab:
             self.hub.command("ip", "link", "add", "wire", "address", "02:00:00:00:00:01", "type", "bridge")
             self.hub.command("ip", "address", "add", f"{HUB}/24", "dev", "wire")
             self.hub.command("ip", "link", "set", "wire", "up")
-            self.coordinator = Coordinator(self.hub, self.directory, f"{HUB}:{PORT}")
-            stack.callback(self.coordinator.stop)
-            self.coordinator.environment = self._environment
-            self.coordinator.found(self._prefix4)
-            self.coordinator.start()
+            self._coordinate(stack)
             self._stack = stack.pop_all()
         return self
+
+    def _coordinate(self, stack: contextlib.ExitStack) -> None:
+        """Found the mesh and serve it."""
+        self.coordinator = Coordinator(self.hub, self.directory, f"{HUB}:{PORT}")
+        stack.callback(self.coordinator.stop)
+        self.coordinator.environment = self._environment
+        self.coordinator.found(self._prefix4)
+        self.coordinator.start()
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()

@@ -8,6 +8,7 @@ import asyncio
 import pytest
 
 from coordinator import asymmetry
+from coordinator import feed as feed_module
 from coordinator.presence import PresenceTable
 from coordinator.records import Why
 from coordinator.registry import GONE
@@ -303,4 +304,23 @@ async def test_tombstone_of_a_node_that_came_back_is_gone() -> None:
         assert await mesh.sealed.read(GONE + b.id) == (None,)
         await a.sync(mesh.first)
         assert not a.book.refused  # its statement was signed anew, over the same keys
+        await mesh.agrees(a)
+
+
+async def test_watch_that_stands_still_does_not_keep_an_operator_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hangs on a member of etcd that is paused; what we committed ourselves is read instead."""
+    monkeypatch.setattr(feed_module, "WATCH_LATE_S", 0.05)
+    async with world(coordinators=2) as mesh:
+        a, b, _ = await three(mesh)
+        await a.sync(mesh.first)
+        await mesh.first.lag()
+        async with asyncio.timeout(5):
+            await asyncio.gather(
+                mesh.first.members.depart(b.id, Why.REVOKED, "", OPERATOR),
+                mesh.first.feed.caught_up(mesh.registry.revision),
+            )
+        await a.sync(mesh.first)
+        assert b.id not in a.book.roster.nodes
+        mesh.first.follow()
+        await mesh.caught_up()
         await mesh.agrees(a)
