@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
@@ -72,7 +72,7 @@ class Feed:
         self._frames: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
         self._tick: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._loading = asyncio.Lock()
+        self._loading, self._late = asyncio.Lock(), asyncio.Event()
         self._told = -1  # revision of the map at the last wake
 
     async def load(self) -> None:
@@ -93,13 +93,26 @@ class Feed:
         self._advance(revision)
 
     async def run(self) -> None:
-        """Follow the watch; after a compaction read everything again."""
+        """Follow the watch; after a compaction read everything again. One that is late is opened anew."""
         while True:
-            async for news in self._registry.watch(ROOT, self.seen + 1):
+            self._late.clear()
+            tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._late.wait())]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                ended, _ = await asyncio.gather(*tasks, return_exceptions=True)
+            if isinstance(ended, Exception):
+                raise ended
+
+    async def _follow(self) -> None:
+        async with aclosing(self._registry.watch(ROOT, self.seen + 1)) as watch:
+            async for news in watch:
                 match news:
                     case Compacted():
                         await self.load()
-                        break
+                        return
                     case Changes(revision, events):
                         for event in events:
                             if event.revision <= self.seen:  # a load has overtaken the watch: never go back
@@ -203,8 +216,8 @@ class Feed:
             await asyncio.shield(self._heard)
 
     async def caught_up(self, revision: int) -> None:
-        """The same, after a commit of our own: a watch that stands still (on a member of etcd that hangs, until its
-        connection is found dead) is overtaken by reading everything.
+        """The same, after a commit of our own: a watch that stands still (it may hang on a member of etcd that hangs)
+        is overtaken by reading everything, and opened anew.
         """
         while self.seen < revision:
             with suppress(TimeoutError):
@@ -213,6 +226,7 @@ class Feed:
             async with self._loading:
                 if self.seen < revision:
                     await self.load()
+                    self._late.set()
 
     def frames(self, cursor: int) -> list[bytes]:
         """Everything since `cursor` as frames; the same bytes for all streams that stand there."""

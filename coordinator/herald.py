@@ -53,7 +53,8 @@ class Herald:
         while True:
             with suppress(MeshError):
                 cleared = cleared or await self.succeed()
-                await self.speak()
+                # Whoever hears what he said is not deaf; a watch that does not bring it is overtaken, and opened anew.
+                await self._feed.caught_up(await self.speak())
             await asyncio.sleep(SAY_EVERY_S)
 
     async def succeed(self) -> bool:
@@ -75,8 +76,8 @@ class Herald:
         for start in range(0, len(found), COMMIT_OPS):
             await self._registry.commit(*(Delete(r.path, r.generation) for r in found[start : start + COMMIT_OPS]))
 
-    async def speak(self) -> None:
-        """Write what is new, if anything is. Raises MeshError; then it is new still."""
+    async def speak(self) -> int:
+        """Write what is new, if anything is -> the revision of it, or 0. Raises MeshError; then it is new still."""
         beat, stale = self.beat(), set(self._stale)
         said = (beat.revision, beat.connected, beat.laggards, beat.behind, beat.differ, beat.releases)
         wanted: dict[str, bytes | None] = {}
@@ -86,15 +87,16 @@ class Herald:
         if said != self._said or self._steady() - self._said_at >= BEAT_EVERY_S:
             wanted[beat_path(self._me)] = records.encode(beat)
         if not wanted:
-            return
+            return 0
         self._stale -= stale
         try:
-            await self._write(wanted)
+            revision = await self._write(wanted)
         except BaseException:
             self._stale |= stale
             raise
         if beat_path(self._me) in wanted:
             self._said, self._said_at = said, self._steady()
+        return revision
 
     def beat(self) -> Beat:
         """What we say of ourselves now."""
@@ -128,9 +130,10 @@ class Herald:
                 made.setdefault(of, Roll({})).nodes[node] = (int(held.since), held.verdict)
         return made
 
-    async def _write(self, wanted: Mapping[str, bytes | None]) -> None:
+    async def _write(self, wanted: Mapping[str, bytes | None]) -> int:
         """All of it, or what is left of it the next time. Somebody may have taken our notes down: then we look."""
         ops: list[Op] = []
+        revision = 0
         for path, value in wanted.items():
             generation = self._generations.get(path, 0)
             if value is not None:
@@ -144,11 +147,13 @@ class Herald:
                 await self._look([op.path for op in part])
                 raise ConflictError("somebody else wrote our notes", "they are written anew")
             assert isinstance(done, Committed)
+            revision = done.revision
             for op in part:
                 if isinstance(op, Put):
                     self._generations[op.path] = op.generation_expected + 1
                 else:
                     self._generations.pop(op.path, None)
+        return revision
 
     async def _look(self, paths: list[str]) -> None:
         for path, record in zip(paths, await self._registry.read(*paths), strict=True):

@@ -183,3 +183,14 @@ def test_requirements_the_readme_claims_are_cited() -> None:
     for path in PRODUCT:
         cited |= set(REQUIREMENT.findall(ast.get_docstring(ast.parse(path.read_text())) or ""))
     assert claimed <= cited
+
+
+def test_rows_of_the_failure_table_name_tests_that_exist() -> None:
+    section = (ROOT / "README.md").read_text().partition("\n## Failures\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)
+        assert named or "not tested: " in row, row
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / file).read_text(), row

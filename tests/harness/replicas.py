@@ -22,11 +22,16 @@ from tests.harness.netns import Namespace, unique
 HASTY = (sys.executable, "-m", "tests.harness.hasty")
 NO_ETCD = (
     f"table inet cut {{ chain i {{ type filter hook input priority 0; tcp sport {CLIENT} drop; }}; "
-    f"chain o {{ type filter hook output priority 0; tcp dport {CLIENT} drop; }}; }}"
+    f"chain o {{ type filter hook output priority 0; tcp dport {CLIENT} drop; }}; }}\n"
 )
 NO_NODES = (
     f"table inet cut {{ chain i {{ type filter hook input priority 0; tcp dport {PORT} drop; }}; "
-    f"chain o {{ type filter hook output priority 0; tcp sport {PORT} drop; }}; }}"
+    f"chain o {{ type filter hook output priority 0; tcp sport {PORT} drop; }}; }}\n"
+)
+
+NO_COORDINATORS = (
+    f"table inet cut {{ chain i {{ type filter hook input priority 0; tcp sport {PORT} drop; }}; "
+    f"chain o {{ type filter hook output priority 0; tcp dport {PORT} drop; }}; }}\n"
 )
 
 

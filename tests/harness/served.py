@@ -97,8 +97,12 @@ class Served:
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
+    def port(self) -> int:
+        return self.front.addresses[0][1]
+
+    @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.front.addresses[0][1]}"
+        return f"127.0.0.1:{self.port}"
 
     def open(self, who: Live | None = None) -> grpc.aio.Channel:
         """A channel as an agent opens it; nobody's when `who` is None."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from coordinator import upkeep
+from coordinator import feed, herald, upkeep
 from coordinator.fleet import BEAT_EVERY_S, NAMED, SILENT_S, beat_path
 from coordinator.registry import COORDINATORS, Put
 from meshctl.errors import ConflictError
@@ -266,3 +266,47 @@ async def test_convergence_counts_from_the_oldest_change_and_not_the_time_away(m
     buckets, total = one.fellows.convergence.histogram()
     assert buckets[-1] == ("+Inf", float(before + 1))
     assert total == pytest.approx(sum(one.fellows.convergence._samples))
+
+
+# ---- a watch that hangs ----------------------------------------------------------------------------------------------
+
+
+class _Hanging:
+    """A registry whose first watch never brings anything: it is on a member of etcd that stands still."""
+
+    def __init__(self, registry: object) -> None:
+        self._registry, self.opened = registry, 0
+
+    async def _nothing(self) -> AsyncIterator[object]:
+        await asyncio.Event().wait()
+        yield
+
+    def watch(self, prefix: str, from_revision: int) -> object:
+        self.opened += 1
+        return self._nothing() if self.opened == 1 else self._registry.watch(prefix, from_revision)  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._registry, name)
+
+
+async def test_watch_that_hangs_is_found_by_our_own_words_and_opened_anew(
+    mesh: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads work, so etcd looks well; but what we say does not come back. Nodes would be kept on an old map."""
+    monkeypatch.setattr(feed, "WATCH_LATE_S", 0.05)
+    monkeypatch.setattr(herald, "SAY_EVERY_S", 0.02)
+    one = mesh.first
+    await one.lag()
+    hanging = _Hanging(one.feed._registry)
+    one.feed._registry = hanging  # type: ignore[assignment]
+    one.follow()
+    a = await mesh.member("a", at=1)
+    one.steady.now += BEAT_EVERY_S
+    saying = asyncio.ensure_future(one.herald.run())
+    async with asyncio.timeout(5):
+        while hanging.opened < 2 or a.id not in one.feed.members:
+            await asyncio.sleep(0.01)
+    saying.cancel()
+    b = await mesh.member("b", at=1)  # and the watch brings what is new
+    await one.feed.reached(mesh.registry.revision)
+    assert b.id in one.feed.members
