@@ -129,7 +129,7 @@ class Member:
     def leads(self) -> bool:
         """Whether it is the leader, in its own eyes."""
         status = self.status()
-        return bool(status) and status["leader"] == status["header"]["member_id"]  # type: ignore[index]
+        return bool(status) and status.get("leader") == status["header"]["member_id"]  # without a leader, not told
 
 
 class Cluster:
