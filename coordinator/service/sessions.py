@@ -173,9 +173,10 @@ class MeshService:
         """Its record as it is now: nodes learn of further coordinators."""
         return self._feed.mesh or self._mesh
 
-    def welcome(self, who: PeerIdentity) -> bytes:
-        """First frame."""
-        return session.welcome_frame(self.mesh, str(who.address), self._feed.revision, now=time.time())
+    def welcome(self, who: PeerIdentity, order: Order | None) -> bytes:
+        """First frame. It says whose turn it is, or a node in the middle of its own would take it for ended."""
+        first = session.welcome_frame(self.mesh, str(who.address), self._feed.revision, now=time.time())
+        return first + turns.order_frame(order)
 
     def heartbeat(self, node: NodeId) -> bytes:
         """Our clock, our revision, what we find, and how old it may be."""
@@ -211,7 +212,8 @@ class _Stream:
             self.rest.set_result(False)
 
     async def run(self, requests: AsyncIterator[Any]) -> None:
-        await self._context.write(self._service.welcome(self._who))
+        self._order = self._service.order(self._node)
+        await self._context.write(self._service.welcome(self._who, self._order))
         self._passes.add(self)
         sender = asyncio.ensure_future(self._send())
         try:

@@ -176,12 +176,12 @@ class Follower:
             frame = session.decode_down(raw)
             if frame.mesh:
                 self._adopt(frame.mesh)
+            if frame.order:  # before anybody believes that we are connected: whose turn it is comes with the welcome
+                self.link.order = frame.order if frame.order.rotation else None
+                self.on_order()
             if frame.beat:
                 self._beat(frame.beat)
                 self._leave_if_deaf(frame.beat, address)
-            if frame.order:
-                self.link.order = frame.order if frame.order.rotation else None
-                self.on_order()
             if frame.moves_map:
                 incarnation = self._member().mesh.incarnation
                 if self._book.take(frame, incarnation):
