@@ -235,9 +235,12 @@ class EtcdRegistry:
         """See Registry. Asks for a read that needs a majority, then for the alarms that forbid writing."""
         try:
             await self._kv.get(MESH, count_only=True, timeout=ATTEMPT_S, max_attempts=1)
-            status = await self._maintenance.status(timeout=ATTEMPT_S, max_attempts=1)
         except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
             return Health(False, self._translated(error).what, answers=False)
+        try:
+            status = await self._maintenance.status(timeout=ATTEMPT_S, max_attempts=1)
+        except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
+            return Health(True, f"etcd answers, but one member: {self._translated(error).what}")
         words = f"etcd {status.version}, {status.dbSize / 1e6:.1f} MB"
         return Health(not status.errors, ", ".join([words, *status.errors]))
 

@@ -14,6 +14,7 @@ from coordinator.feed import Feed
 from coordinator.registry import Endpoint, Health, Registry
 
 EVERY_S: Final = 2.0
+AGAIN_S: Final = 0.2  # another member may answer
 ENDPOINTS_EVERY_S: Final = 10.0
 
 
@@ -36,7 +37,7 @@ class Pulse:
         """For ever."""
         while True:
             await self.ask()
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(EVERY_S if self.health.answers else AGAIN_S)
 
     async def ask(self) -> None:
         """Once."""

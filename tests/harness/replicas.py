@@ -152,6 +152,8 @@ class Replicas(Lab):
             coordinator.mend()
         for node in up:
             node.signal(signal.SIGCONT)
+        for name in self.one.nodes().keys() - {node.name for node in up}:  # what a test that failed left behind
+            self.one.remove(name)
         until(lambda: all(self.at(node) for node in up), 60, f"all are connected: {[n.tail() for n in up]}")
         until(lambda: all(c.overview().connected >= len(up) for c in self.coordinators), READY_S, "and known as such")
 

@@ -38,7 +38,8 @@ class Scene:
     def revoke(self, name: str, key: str, within: str = "40s") -> str:
         """To the last kernel, and said."""
         done = self.lab.one.command("revoke", name, "--wait", "--timeout", within)
-        assert done.returncode == 0, done.stdout + done.stderr
+        told = self.lab.one.tail(), self.lab.two.tail()
+        assert done.returncode == 0, (done.stdout, done.stderr, *told, [self.lab.at(n) for n in self.nodes])
         assert "applied by 3 members" in done.stdout
         assert not [node.name for node in self.nodes if key in node.peers()]
         return done.stdout.splitlines()[-1]

@@ -73,11 +73,15 @@ async def test_killed_coordinator_and_its_nodes_are_gone_after_a_while(mesh: Wor
     assert one.fleet.is_connected(a.id)
 
 
-async def test_coordinator_that_was_paused_blames_nobody(mesh: World) -> None:
+@pytest.mark.parametrize("first", ["time passes", "it hears itself"])
+async def test_coordinator_that_was_paused_blames_nobody(mesh: World, first: str) -> None:
     """It wakes after an hour: it cannot have heard the others, so it must not take them or their nodes for gone."""
     (a,) = await connect(mesh, 1, "a", ephemeral=True)
     one = mesh.first
     one.steady.now += 3600
+    if first == "it hears itself":
+        await one.herald.speak()
+        await mesh.caught_up()
     one.fleet.tick()
     assert one.fleet.is_connected(a.id)
     await upkeep.remove_absent(one.members, one.feed, one.fleet)
