@@ -37,7 +37,7 @@ STATEMENT_BYTES: Final = 189
 
 # Control plane.
 HEARTBEAT_S: Final = 10.0
-HEARTBEATS_PER_S: Final = 100.0  # of all streams of a mesh: 55 us each (measured); over 1,000 nodes they come later
+HEARTBEATS_PER_S: Final = 75.0  # of all streams of a mesh: 60 us each (measured); over 750 nodes they come later
 REGISTRY_OLD_S: Final = 20.0  # a coordinator cut off from etcd for so long is left, if there is another: past elections
 REGISTRY_MOVE_EVERY_S: Final = 60.0  # to twice as long: when no coordinator hears etcd, nodes do not run in circles
 NONCE_LIFE_S: Final = 60.0

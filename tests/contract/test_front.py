@@ -6,6 +6,7 @@ Every test runs on plain asyncio and on uvloop: the front uses only what both pr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -180,6 +181,26 @@ async def test_identity_and_address_arrive_at_the_services(stack: Stack) -> None
     async with tls.channel(stack.front.addresses[1][1], stack.mesh.ca, None, "[::1]") as channel:
         assert await who(channel) == repr(PeerIdentity(ip_address("::1"), None))
     assert stack.front.connections.refused == {}
+
+
+async def test_member_who_calls_alone_waits_for_no_crowd(stack: Stack) -> None:
+    async with stack.channel(stack.mesh.node()) as channel:
+        await who(channel)
+        took = []
+        for _ in range(20):
+            begin = asyncio.get_running_loop().time()
+            await who(channel)
+            took.append(asyncio.get_running_loop().time() - begin)
+    assert sorted(took)[5] < front_module.GATHER_S * 0.8
+
+
+async def test_what_a_crowd_says_arrives_whole_and_in_order(stack: Stack) -> None:
+    async with contextlib.AsyncExitStack() as open_:
+        nodes = [stack.mesh.node() for _ in range(3 * front_module.CROWD)]
+        channels = [await open_.enter_async_context(stack.channel(node)) for node in nodes]
+        for _ in range(30):
+            answers = await asyncio.gather(*(who(channel) for channel in channels))
+            assert [node.uri in answer for node, answer in zip(nodes, answers, strict=True)] == [True] * len(nodes)
 
 
 async def test_direct_connection_to_the_backend_has_no_identity(stack: Stack) -> None:
