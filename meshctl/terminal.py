@@ -10,7 +10,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import click
@@ -23,7 +25,23 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Group(click.Group):
-    """A click group whose commands fail the way this project fails."""
+    """A click group whose commands fail the way this project fails.
+
+    `later` names commands whose module is imported when they are asked for: a process pays for its own verb alone.
+    """
+
+    later: Mapping[str, str] = MappingProxyType({})  # command -> module; the command stands there under its own name
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """See click."""
+        return sorted({*super().list_commands(ctx), *self.later})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """See click."""
+        if cmd_name in self.later:
+            found: click.Command = getattr(import_module(self.later[cmd_name]), cmd_name)
+            return found
+        return super().get_command(ctx, cmd_name)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """See click; `standalone_mode=False` lets exceptions through, for tests."""

@@ -103,10 +103,10 @@ class Examiner:
             yield judges.handshake(node.id, age, self._was_sent(key, session), now=now)
             yield judges.path(node.id, echo, now=now)
             yield judges.identity(node.id, echo, now=now)
-            moved_at, agreed_at = self._from.rotor.moved_at(node.id), self._from.prober.agreed_at(node.id)
-            changed = None if moved_at is None else wall - moved_at
-            agreed = None if agreed_at is None else now - agreed_at
-            yield judges.rotation(node.id, changed, age, agreed, now=now)
+            changed, agreed = self._from.rotor.moved_at(node.id), None
+            if changed is not None and (at := self._from.prober.agreed_at(node.id)) is not None:
+                agreed = now - at
+            yield judges.rotation(node.id, changed and wall - changed, age, agreed, now=now)
 
     def _was_sent(self, key: PublicKey, session: Session | None) -> bool:
         """Whether bytes went to this peer since its last handshake."""

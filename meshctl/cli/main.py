@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import platform
 import re
+from types import MappingProxyType
 
 import click
 
 from meshctl import __version__, terminal
-from meshctl.cli import inspect, keys, report
 from meshctl.cli.options import CONFIG, settings
 
 
-@click.group(cls=terminal.Group, context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(terminal.Group):
+    """Those that look and ask stand in modules of their own."""
+
+    later = MappingProxyType(
+        {
+            **dict.fromkeys(("status", "ping", "health"), "meshctl.cli.inspect"),
+            **dict.fromkeys(("logs", "debug"), "meshctl.cli.report"),
+            "keys": "meshctl.cli.keys",
+        }
+    )
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="meshctl")
 def cli() -> None:
     """Node agent of a WireGuard mesh that is proven continuously, from the wire.
@@ -92,14 +104,6 @@ def plan(**flags: object) -> None:
     from meshctl.cli import joining
 
     joining.plan(settings(flags))
-
-
-cli.add_command(inspect.status)
-cli.add_command(inspect.ping)
-cli.add_command(inspect.health)
-cli.add_command(keys.keys)
-cli.add_command(report.logs)
-cli.add_command(report.debug)
 
 
 def main() -> None:

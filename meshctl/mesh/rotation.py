@@ -19,7 +19,6 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
-from statistics import median
 from typing import Final
 
 from meshctl.mesh.model import NodeId
@@ -67,6 +66,11 @@ class Order:
     force: bool = False
 
 
+def _middle(found: Sequence[float]) -> float:
+    """The median of sorted numbers; the lower one of two."""
+    return found[(len(found) - 1) // 2]
+
+
 @dataclass(frozen=True, slots=True)
 class Gaps:
     """How long pairs stood still, in seconds: median and worst, of one direction; zero when nothing was measured."""
@@ -78,7 +82,7 @@ class Gaps:
     def of(cls, gaps: Iterable[float]) -> Gaps:
         """Of the pairs measured."""
         found = sorted(gaps)
-        return cls(median(found), found[-1]) if found else cls()
+        return cls(_middle(found), found[-1]) if found else cls()
 
 
 NO_GAPS: Final = Gaps()
@@ -162,7 +166,7 @@ class Turn:
     @property
     def gap(self) -> Gaps:
         """Over all turns that ended: the median of their medians, and the worst pair."""
-        return Gaps(median(self.gaps) if self.gaps else 0.0, self.worst)
+        return Gaps(_middle(sorted(self.gaps)) if self.gaps else 0.0, self.worst)
 
 
 def opened(plan: Plan) -> Turn:

@@ -9,7 +9,6 @@ import grpc
 
 from meshctl.errors import EnvironmentFault, UnreachableError, UsageError
 from meshctl.wire import status
-from meshctl.wire.v1 import mesh_pb2_grpc as rpc
 
 DEFAULT_DIRECTORY = Path("/var/lib/mesh-coordinator")
 TIMEOUT_S = 15.0
@@ -27,6 +26,8 @@ def directory(data_dir: Path) -> Path:
 
 def call(data_dir: Path, method: str, request: Any, timeout_s: float = TIMEOUT_S) -> Any:
     """One call of the Operator service. Raises the MeshError the coordinator meant, or UnreachableError."""
+    from meshctl.wire.v1 import mesh_pb2_grpc as rpc  # late: 1.2 MB that an agent, the same command, never needs
+
     path = data_dir / "run" / "operator.sock"
     if not path.exists():
         raise UnreachableError("the coordinator on this machine is not running", "mesh-coordinator serve")
