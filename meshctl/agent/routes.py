@@ -116,13 +116,19 @@ class Link:
     routes: frozenset[Route]
 
 
-_STAND_INS: Final = {"unittest.mock": ("Mock",), "unittest": ("mock",), "multiprocessing": ("Pipe", "Queue", "Process")}
+_STAND_INS: Final = {
+    "unittest.mock": ("Mock",),
+    "unittest": ("mock",),
+    "multiprocessing": ("Pipe", "Queue", "Process"),
+    "ctypes.util": ("find_library",),  # for namespaces, which an agent is in but never enters
+    "shutil": ("which",),  # for ping and its like
+}
 
 
 @contextmanager
 def _lean_pyroute2() -> Iterator[None]:
     """Import parts of pyroute2 in here: without its `__init__`, which imports all of it (5 MB and 110 ms of CPU more),
-    and with stand-ins for what it imports for a test double and for processes that nobody starts here (2 MB).
+    and with stand-ins for what it imports for a test double and for processes that nobody starts here (3 MB).
     """
     if "pyroute2" not in sys.modules and (spec := importlib.util.find_spec("pyroute2")):
         sys.modules["pyroute2"] = importlib.util.module_from_spec(spec)

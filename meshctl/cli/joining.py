@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import click
 
 from meshctl import terminal
+from meshctl.agent.device import is_installed
 from meshctl.agent.store import Store
 from meshctl.cli import local
 from meshctl.config import AgentConfig
@@ -85,9 +85,11 @@ def _need_port(port: int) -> None:
 
 def _install_unit(config: AgentConfig) -> bool:
     """Enable and start the service, unless this state directory is not the service's."""
-    if config.state_dir != AgentConfig().state_dir or shutil.which("systemctl") is None:
+    if config.state_dir != AgentConfig().state_dir or not is_installed("systemctl"):
         return False
     installed, checkout = Path(sys.prefix, "share/meshctl/systemd"), Path(__file__).parents[2] / "deploy/systemd"
+    import shutil  # late: half a megabyte
+
     program = shutil.which("meshctl") or str(Path(sys.executable).parent / "meshctl")
     try:
         for unit in (installed if installed.exists() else checkout).glob("meshctl*.service"):
@@ -159,7 +161,7 @@ def leave(config: AgentConfig, *, force: bool) -> None:
     store = Store(config.state_dir)
     if (
         Path("/run/systemd/system").exists()
-        and shutil.which("systemctl")
+        and is_installed("systemctl")
         and config.state_dir == AgentConfig().state_dir
     ):
         subprocess.run(
