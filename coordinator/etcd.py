@@ -10,8 +10,8 @@ again at the revision that we have reached. Meets ENC-3 (mutual TLS to etcd), OP
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +52,10 @@ ENDPOINT_S: Final = 1.0  # one member, asked how it is
 LIST_PAGE: Final = 1000  # about 1 MB of records
 LIST_ATTEMPTS: Final = 3  # history may be compacted under a slow list
 CHANNEL: Final = [
-    ("grpc.lb_policy_name", "round_robin"),
     ("grpc.enable_retries", 1),
-    # A member that stands still with its connections open (paused, its machine hung) is dropped after 8 s. etcd allows
-    # a ping every 5 s, and none without a call: after three too many it hangs up, and grpc pings half as often from
-    # then on. Without the last line grpc itself stops pinging a watch on which nothing is sent.
+    # A watch on a member that stands still with its connections open (paused, its machine hung) ends after 8 s. etcd
+    # allows a ping every 5 s, and none without a call: after three too many it hangs up, and grpc pings half as often
+    # from then on. Without the last line grpc itself stops pinging a watch on which nothing is sent.
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.keepalive_permit_without_calls", 0),
@@ -78,22 +77,6 @@ class EtcdAddress:
     server_name: str = ""  # a name in every endpoint's certificate; by default the first endpoint's host
 
 
-async def _target(endpoints: Sequence[str]) -> str:
-    """grpc's name for one endpoint or several; it resolves one name by itself but takes several only as addresses."""
-    if len(endpoints) == 1:
-        return f"dns:///{endpoints[0]}"
-    for family, form in ((socket.AF_INET, "{}:{}"), (socket.AF_INET6, "[{}]:{}")):
-        try:
-            found = [
-                (await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), port, family=family))[0][4]
-                for host, _, port in (endpoint.rpartition(":") for endpoint in endpoints)
-            ]
-        except OSError:
-            continue
-        return ("ipv4:" if family == socket.AF_INET else "ipv6:") + ",".join(form.format(*at[:2]) for at in found)
-    raise UnreachableError(f"no addresses for etcd at {', '.join(endpoints)}", "check the names, or write IP addresses")
-
-
 def _pem(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -103,35 +86,53 @@ def _pem(path: Path) -> bytes:
         ) from error
 
 
-class EtcdRegistry:
-    """Implements coordinator.registry.Registry on an etcd cluster. Make it with `connect`."""
+class _Member:
+    """Our connection to one member of the cluster."""
 
-    def __init__(self, channel: grpc.aio.Channel, where: str, members: Mapping[str, grpc.aio.Channel]) -> None:
-        self._channel, self._members = channel, members
-        self._where = where
-        self._kv = KVService(channel)
-        self._maintenance = MaintenanceService(channel)
-        self._watch = WatchService(channel, reconnect_backoff_seconds=0.1, max_reconnect_backoff_seconds=1.0)
+    def __init__(self, endpoint: str, address: EtcdAddress, server_name: str) -> None:
+        self.endpoint = endpoint
+        manager = ConnectionManager([endpoint])
+        manager.target, manager.grpc_options = f"dns:///{endpoint}", list(CHANNEL)
+        files = _pem(address.ca), _pem(address.key), _pem(address.certificate)
+        self.channel: grpc.aio.Channel = manager.get_channel(*files, tls_server_name=server_name)
+        self.kv, self.maintenance = KVService(self.channel), MaintenanceService(self.channel)
+        self.watch = WatchService(self.channel, reconnect_backoff_seconds=0.1, max_reconnect_backoff_seconds=1.0)
         # A member cut off from its cluster must end the watch instead of staying silent; the client has no word for it.
-        self._watch._metadata = (("hasleader", "true"),)
+        self.watch._metadata = (("hasleader", "true"),)
+
+
+class EtcdRegistry:
+    """Implements coordinator.registry.Registry on an etcd cluster. Make it with `connect`.
+
+    All is asked of one member, until it fails: then of the next. Taking turns, as grpc would, a member that hangs costs
+    every third call its time, and a call that is repeated may meet it again and again.
+    """
+
+    def __init__(self, members: Sequence[_Member]) -> None:
+        self._members = members
+        self._at = secrets.randbelow(len(members))
+        self._where = ", ".join(member.endpoint for member in members)
 
     @classmethod
     async def connect(cls, address: EtcdAddress) -> Self:
-        """Prepare the channel; nothing is sent before the first operation. Raises UsageError, EnvironmentFault."""
+        """Prepare the channels; nothing is sent before the first operation. Raises UsageError, EnvironmentFault."""
         if not address.endpoints or not all(endpoint.rpartition(":")[0] for endpoint in address.endpoints):
             raise UsageError(f"{address.endpoints} are not etcd endpoints", "write HOST:PORT")
         server_name = address.server_name or address.endpoints[0].rpartition(":")[0].strip("[]")
-        files = _pem(address.ca), _pem(address.key), _pem(address.certificate)
+        return cls([_Member(endpoint, address, server_name) for endpoint in address.endpoints])
 
-        async def channel(*endpoints: str) -> grpc.aio.Channel:
-            manager = ConnectionManager(endpoints)
-            manager.target, manager.grpc_options = await _target(endpoints), list(CHANNEL)
-            made: grpc.aio.Channel = manager.get_channel(*files, tls_server_name=server_name)
-            return made
+    @property
+    def _member(self) -> _Member:
+        return self._members[self._at]
 
-        all_of_them = await channel(*address.endpoints)
-        one_by_one = {one: await channel(one) for one in address.endpoints if len(address.endpoints) > 1}
-        return cls(all_of_them, ", ".join(address.endpoints), one_by_one or {address.endpoints[0]: all_of_them})
+    @property
+    def _kv(self) -> KVService:
+        return self._member.kv
+
+    def _leave(self, failed: _Member) -> None:
+        """Ask the next member from now on; somebody else may have said so already."""
+        if self._member is failed:
+            self._at = (self._at + 1) % len(self._members)
 
     async def read(self, *paths: str) -> tuple[Record | None, ...]:
         """See Registry."""
@@ -197,7 +198,8 @@ class EtcdRegistry:
         """See Registry. While etcd is down it waits; `health` tells whether that is so."""
         following = from_revision
         while True:
-            answers = self._watch.watch(prefix, prefix_range_end(prefix), start_revision=following)
+            member = self._member
+            answers = member.watch.watch(prefix, prefix_range_end(prefix), start_revision=following)
             created = False
             try:
                 async with aclosing(answers):
@@ -219,6 +221,7 @@ class EtcdRegistry:
             except (EtcdError, grpc.aio.AioRpcError) as error:
                 if not _is_transient(error):
                     raise self._translated(error) from error
+            self._leave(member)
             await asyncio.sleep(FIRST_PAUSE_S)
 
     async def _refuse_past(self, revision: int, following: int) -> None:
@@ -233,12 +236,14 @@ class EtcdRegistry:
 
     async def health(self) -> Health:
         """See Registry. Asks for a read that needs a majority, then for the alarms that forbid writing."""
+        member = self._member
         try:
-            await self._kv.get(MESH, count_only=True, timeout=ATTEMPT_S, max_attempts=1)
+            await member.kv.get(MESH, count_only=True, timeout=ATTEMPT_S, max_attempts=1)
         except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
+            self._leave(member)
             return Health(False, self._translated(error).what, answers=False)
         try:
-            status = await self._maintenance.status(timeout=ATTEMPT_S, max_attempts=1)
+            status = await member.maintenance.status(timeout=ATTEMPT_S, max_attempts=1)
         except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
             return Health(True, f"etcd answers, but one member: {self._translated(error).what}")
         words = f"etcd {status.version}, {status.dbSize / 1e6:.1f} MB"
@@ -246,12 +251,12 @@ class EtcdRegistry:
 
     async def endpoints(self) -> tuple[Endpoint, ...]:
         """See Registry."""
-        asked = (self._endpoint(address, channel) for address, channel in self._members.items())
-        return tuple(await asyncio.gather(*asked))
+        return tuple(await asyncio.gather(*map(self._endpoint, self._members)))
 
-    async def _endpoint(self, address: str, channel: grpc.aio.Channel) -> Endpoint:
+    async def _endpoint(self, member: _Member) -> Endpoint:
+        address = member.endpoint
         try:
-            status = await MaintenanceService(channel).status(timeout=ENDPOINT_S, max_attempts=1)
+            status = await member.maintenance.status(timeout=ENDPOINT_S, max_attempts=1)
         except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
             return Endpoint(address, ok=False, words="does not answer" if _is_transient(error) else _status(error)[1])
         words = ", ".join(status.errors) or ("" if status.leader else "no leader")
@@ -260,17 +265,19 @@ class EtcdRegistry:
 
     async def close(self) -> None:
         """See Registry."""
-        for channel in {self._channel, *self._members.values()}:
-            await channel.close(None)
+        for member in self._members:
+            await member.channel.close(None)
 
     async def _repeat(self, once: Callable[[int], Awaitable[T]]) -> T:
         """Call `once(attempt)` until it answers, fails for good, or OPERATION_S are over."""
         now = asyncio.get_running_loop().time
         deadline, pause, attempt = now() + OPERATION_S, FIRST_PAUSE_S, 0
         while True:
+            member = self._member
             try:
                 return await once(attempt)
             except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
+                self._leave(member)
                 if not _is_transient(error) or now() + pause > deadline:
                     raise self._translated(error) from error
             await asyncio.sleep(pause)

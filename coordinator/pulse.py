@@ -27,10 +27,14 @@ class Pulse:
         self.endpoints: tuple[Endpoint, ...] = ()
         self._answered = steady()
         self._looked = float("-inf")
+        feed.board.on_change.append(lambda *_: self._hear())
 
     @property
     def age_s(self) -> float:
-        """Since the registry last answered a read that needs a majority."""
+        """Since the registry last answered a read that needs a majority, or its watch brought what was said.
+
+        After an election etcd 3.4 may keep such reads waiting for 7 s while all else goes on.
+        """
         return max(0.0, self._steady() - self._answered)
 
     async def run(self) -> None:
@@ -44,9 +48,12 @@ class Pulse:
         self.health = await self._registry.health()
         self._feed.following = self.health.ok
         if self.health.answers:
-            self._answered = self._steady()
+            self._hear()
         if self._steady() - self._looked >= ENDPOINTS_EVERY_S:
             await self.look()
+
+    def _hear(self) -> None:
+        self._answered = self._steady()
 
     async def look(self) -> None:
         """At each member."""
