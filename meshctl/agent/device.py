@@ -19,7 +19,7 @@ from typing import Final, Generic, Literal, Protocol, TypeVar
 from meshctl.agent.firewall import Firewall
 from meshctl.agent.routes import Announcements, Host, Link
 from meshctl.errors import EnvironmentFault, MeshError, UsageError
-from meshctl.mesh import plan
+from meshctl.mesh import limits, plan
 from meshctl.mesh.interface import Interface, Observation, Peer, Session, network_order, overlap
 from meshctl.mesh.keys import PrivateKey, PublicKey
 from meshctl.mesh.model import Address, Network
@@ -27,7 +27,6 @@ from meshctl.mesh.model import Address, Network
 PEERS_PER_BATCH: Final = (
     250  # 250 peers with a key, two allowed IPs and an endpoint are 45 kB; a netlink list ends at 64 kB
 )
-REREAD_EVERY_S: Final = 30.0  # links, routes and nftables are announced; this bounds what a lost announcement costs
 _TUN: Final = Path("/dev/net/tun")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")  # IFNAMSIZ is 16 with its zero
 
@@ -161,7 +160,7 @@ class HostDevice:
         now = asyncio.get_running_loop().time()
         due = self._announcements.take(kind) or now >= self._fresh_until[kind]
         if due:
-            self._fresh_until[kind] = now + REREAD_EVERY_S
+            self._fresh_until[kind] = now + limits.REREAD_EVERY_S
         return due
 
     async def apply_all(self, steps: Sequence[plan.Step]) -> None:

@@ -21,7 +21,6 @@ from meshctl.mesh.model import Address, Node
 from meshctl.mesh.probe import Echo
 
 EVERY_S = 2.0  # as often as peers are echoed; what the reconciler finds is looked at at once
-ROUTES_EVERY_S = 30.0  # changes are announced: this bounds what a lost announcement costs
 ROUTES_AT_ONCE = 64  # peers looked at in one turn
 
 
@@ -122,7 +121,7 @@ class Examiner:
         now and then; in between, what was found still holds. A large roster is looked at in portions.
         """
         now, state = time.monotonic(), (self._from.reconciler.announced, self._from.book.roster.revision)
-        if state != self._looked_at or now - self._routes_at >= ROUTES_EVERY_S:
+        if state != self._looked_at or now - self._routes_at >= limits.REREAD_EVERY_S:
             self._looked_at, self._routes_at, self._unlooked = state, now, list(peers)
             there = {address for node in peers for address in (node.address4, node.address6)}
             self._leaks = {address: name for address, name in self._leaks.items() if address in there}

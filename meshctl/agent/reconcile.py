@@ -24,7 +24,6 @@ from meshctl.mesh.plan import RemovePeer, RestartPeer, SetPrivateKey, Step, diff
 from meshctl.mesh.topology import Me
 
 DRAIN_S = 0.01  # packets that WireGuard has taken for encryption leave within a millisecond or two
-UNDERLAY_EVERY_S = 30.0  # how often MTU and local networks are read without a change being announced
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ class Reconciler:
 
     async def _underlay(self) -> None:
         now = time.monotonic()
-        if now - self._underlay_at >= UNDERLAY_EVERY_S:
+        if now - self._underlay_at >= limits.REREAD_EVERY_S:
             self._underlay_at = now
             self._mtu = max(await self._device.underlay_mtu() - limits.WIREGUARD_OVERHEAD_BYTES, limits.MIN_MTU_BYTES)
             self._surroundings.addresses = await self._device.local_networks()

@@ -55,6 +55,7 @@ EPHEMERAL_AWAY_S: Final = 600.0  # a node that joined with an ephemeral token is
 
 # Reconciling and proving.
 TICK_S: Final = 1.0  # foreign changes are repaired within 2 s; WireGuard announces none, so we look
+REREAD_EVERY_S: Final = 120.0  # what the kernel announces (links, routes, nftables); it says when it lost one, too
 PROBE_PORT: Final = 51871  # UDP, inside the tunnel only
 WATCH_EVERY_S: Final = 2.0
 ECHO_LOST_AFTER_S: Final = 1.5

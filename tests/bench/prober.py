@@ -100,7 +100,7 @@ def round_us(peers: int, rounds: int = 30) -> tuple[float, float, float, float]:
     echo = Echo(16, 16, rtt_s=0.004, last_ok_at=clock.now, tested_at=clock.now)
     start = time.process_time()
     for _ in range(10):
-        judged = [judge(peer, echo, now=clock.now) for peer in ids for judge in (integrity.path, integrity.identity)]
+        judged = [judge(peer, echo, now=clock.now) for peer in ids for judge in (judges.path, judges.identity)]
         judged += [judges.handshake(peer, 60.0, True, now=clock.now) for peer in ids]
         rows = integrity.evaluate(judged, integrity.expected(ids), coverage_s=60, now=clock.now)
         integrity.track((), rows, now=clock.now)
