@@ -24,7 +24,7 @@ from meshctl.agent.picture import Sources, picture, report
 from meshctl.agent.prober import Prober
 from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
-from meshctl.agent.rotate import Rotor
+from meshctl.agent.rotate import Rotor, undo_unset
 from meshctl.agent.store import Store
 from meshctl.config import AgentConfig
 from meshctl.eventlog import EventLog, HumanLog
@@ -36,9 +36,10 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
 
     `say` hears of the first proven tunnel.
     """
+    device = await open_device(config.interface, config.device)  # type: ignore[arg-type]
+    await undo_unset(store, device)
     identity = store.identity()
     events = EventLog(store.directory / "events.jsonl", actor=f"agent:{identity.id}", human=HumanLog(sys.stderr))
-    device = await open_device(config.interface, config.device)  # type: ignore[arg-type]
     keeper = Keeper(store, identity, lambda: follower.reconnect.set(), events)  # noqa: PLW0108 - made below
     book, surroundings = restore(store, keeper), Surroundings(config.endpoint, config.listen_port)
     moved = asyncio.Event()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from meshctl.agent.book import Book
+from meshctl.agent.device import Device
 from meshctl.agent.follow import Link
 from meshctl.agent.moves import Moves
 from meshctl.agent.prober import Prober
@@ -35,6 +36,18 @@ KICK_EVERY_S = 0.2  # peers without the next statement, or not proven yet, are e
 TELL_EVERY_S = 0.2  # progress; a change of stage is told at once
 MEASURED_WITHIN_S = 1.5  # after a switch: a peer tells how long it stood still in the echo after its handshake
 REPEAT_EVERY_S = 1.0  # a coordinator may have lost what it was told
+
+
+async def undo_unset(store: Store, device: Device) -> None:
+    """Before a Rotor is made: an agent that was killed between sealing a switch and setting the key switched nothing,
+    and its grant is long over. It states its old key anew, for those who heard "go" (law: no two ends rotate at once).
+    """
+    saved = store.rotation()
+    if saved is None or saved.stage != Stage.SWITCHED:
+        return
+    interface = (await device.observe()).interface
+    if interface and interface.private_key == PrivateKey(saved.previous):
+        store.save_rotation(replace(saved, stage=Stage.BACK, serial=saved.serial + 1, switched_at=0.0))
 
 
 class Rotor:

@@ -23,6 +23,7 @@ from coordinator.config import CoordinatorConfig, load
 from coordinator.embedded import Layout
 from coordinator.enrol import Authority
 from coordinator.etcd import EtcdRegistry
+from coordinator.feed import Feed
 from coordinator.keyring import FileKek, Keyring, SealedRegistry
 from coordinator.members import Members
 from coordinator.records import NodeRecord
@@ -221,5 +222,5 @@ class Changer:
 
     async def token(self, uses: int) -> JoinToken:
         """For real joins."""
-        members = Members(self._authority.mesh, self._registry, None, Unheard(), time.time)  # type: ignore[arg-type]
+        members = Members(self._authority.mesh, self._registry, Feed(self._registry), Unheard(), time.time)
         return await members.create_token(3600, uses, (), False, "bench", "bench")

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from meshctl.mesh.rotation import Phase
+from meshctl.agent.store import SavedRotation, Store
+from meshctl.crypto.identity import Identity
+from meshctl.mesh.rotation import Phase, Stage
 from tests.harness.mesh import MESHCTL, READY_S, Lab, Node, until
 
 pytestmark = pytest.mark.root
@@ -199,6 +202,21 @@ def test_agent_killed_with_its_next_key_prepared_goes_on_with_it(scene: Scene) -
     assert running.wait(60) == 0, scene.said()
     assert "rotated 1 of 1" in scene.said()
     scene.settled()
+
+
+def test_agent_killed_between_sealing_and_switching_does_not_switch_when_it_starts(scene: Scene) -> None:
+    """Its grant is over: another node may be in the middle of its turn by then. The old key is stated anew."""
+    before, serial = scene.a.key(), scene.lab.coordinator.nodes()["a"].node.statement.serial
+    scene.a.stop(signal.SIGKILL)
+    store, next_key = Store(scene.a.state), Identity.generate().wireguard
+    previous = store.identity().wireguard
+    store.save_rotation(SavedRotation("r0", Stage.SWITCHED, serial + 1, next_key.raw, previous.raw, time.time()))
+    scene.a.up()
+    until(lambda: scene.lab.coordinator.nodes()["a"].node.statement.serial == serial + 2, READY_S, scene.a.tail())
+    assert scene.a.key() == before
+    assert not [e for e in scene.a.events("key.switched") if e["serial"] > serial]
+    scene.settled()
+    until(lambda: store.rotation() is None, READY_S, "the turn is forgotten")
 
 
 def test_switch_that_most_pairs_do_not_survive_is_taken_back(
