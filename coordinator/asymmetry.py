@@ -12,8 +12,9 @@ from collections.abc import Collection
 
 from coordinator.feed import Feed
 from coordinator.presence import PresenceTable
-from meshctl.mesh import integrity, judges
-from meshctl.mesh.integrity import Row, Verdict
+from meshctl.mesh import catalogue, judges
+from meshctl.mesh.catalogue import Verdict
+from meshctl.mesh.integrity import Row
 from meshctl.mesh.model import NodeId
 from meshctl.wire.codec import FindingRow
 
@@ -35,7 +36,7 @@ class Asymmetry:
         says = frozenset(
             NodeId(f.subject)
             for f in findings
-            if f.code in (integrity.PATH, integrity.HANDSHAKE) and f.verdict == Verdict.FAILED and f.subject
+            if f.code in (catalogue.PATH, catalogue.HANDSHAKE) and f.verdict == Verdict.FAILED and f.subject
         )
         for peer in said - says:
             self._accused[peer].discard(node)
@@ -64,7 +65,7 @@ class Asymmetry:
                 self._since.pop(pair, None)
                 continue
             since = self._since.setdefault(pair, now)
-            if now - since >= integrity.CATALOGUE[integrity.ASYMMETRY].grace_s:
+            if now - since >= catalogue.CATALOGUE[catalogue.ASYMMETRY].grace_s:
                 rows.append(FindingRow(reading.code, peer, str(reading.verdict), since, now, reading.evidence))
         return tuple(rows)
 
@@ -76,7 +77,7 @@ class Asymmetry:
         if held is None or not held.connected or not held.reported:
             return None
         verdict = Verdict.FAILED if peer in self._says.get(node, frozenset()) else Verdict.OK
-        return Row(integrity.PATH, peer, verdict, held.reported, "")
+        return Row(catalogue.PATH, peer, verdict, held.reported, "")
 
 
 def _pair(one: NodeId, other: NodeId) -> tuple[NodeId, NodeId]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from meshctl import __version__
 from meshctl.agent import loops
 from meshctl.agent.candidates import Surroundings
+from meshctl.agent.deep import Deep
 from meshctl.agent.desire import desire, restore
 from meshctl.agent.device import open_device
 from meshctl.agent.examine import Examiner
@@ -55,7 +56,7 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     def told() -> Report | None:
         return report(sources, surroundings.candidates())
 
-    peers = Peers(book, lambda: reconciler)
+    peers = Peers(book, lambda: reconciler, identity.id)
     prober = Prober(identity, peers.endpoint_of, surroundings.seen, peers.may_ping)
     reconciler = Reconciler(
         device,
@@ -72,7 +73,9 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     follower.on_order, prober.on_go = rotor.wake.set, moves.go
     health = Health(prober)
     health.gaps = rotor.gap_of
-    sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor)
+    deep = Deep((), peers.others, prober.is_proven, identity.id)
+    health.deep_s = lambda: deep.period_s
+    sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 
     loops.write_guard(store, config.interface, keeper.member.mesh.prefixes)
@@ -81,7 +84,7 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     servers = await loops.serve(config, health, prober, lambda: picture(sources), book, peers)
     events.emit(AgentStarted(release=__version__, interface=config.interface))
     announce = loops.announce(prober, reconciler, book, identity.id, say)
-    forever = (reconciler, follower, prober, examiner, keeper, rotor)
+    forever = (reconciler, follower, prober, examiner, keeper, rotor, deep)
     try:
         await loops.until_stopped([*(one.run() for one in forever), announce, loops.keep_map(store, book, moved)])
     finally:

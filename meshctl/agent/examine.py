@@ -13,7 +13,7 @@ from meshctl.agent.device import Device
 from meshctl.agent.picture import Sources
 from meshctl.errors import MeshError
 from meshctl.events import Events, FindingClosed, FindingOpened
-from meshctl.mesh import integrity, judges, limits, pacing
+from meshctl.mesh import catalogue, judges, limits, pacing
 from meshctl.mesh.integrity import Reading
 from meshctl.mesh.interface import Session
 from meshctl.mesh.keys import PublicKey
@@ -59,7 +59,8 @@ class Examiner:
         self._from.health.beat("examine")
         if time.monotonic() - self._from.reconciler.outcome.at < 2 * limits.TICK_S:
             self._from.health.beat("reconcile")
-        self._from.health.record([*self._node(), *self._peers(peers), *await self._routes(peers)])
+        shallow = [*self._node(), *self._peers(peers), *await self._routes(peers)]
+        self._from.health.record([*shallow, *self._from.deep.readings.values()])
         before = self._from.health.verdict
         opened, closed = self._from.health.judge()
         for f in opened:
@@ -130,7 +131,7 @@ class Examiner:
         try:
             leaks = await self._device.route_leaks(names) if names else ()
         except MeshError as error:
-            return [Reading(integrity.ROUTE, "", integrity.Verdict.UNKNOWN, now, error.what)]
+            return [Reading(catalogue.ROUTE, "", catalogue.Verdict.UNKNOWN, now, error.what)]
         self._leaks = {a: name for a, name in self._leaks.items() if a not in names} | {a: names[a] for a in leaks}
         closed = not self._from.reconciler.outcome.error  # the fail-closed routes are part of the plan
         words = [f"{name} ({address}) would leave by another interface" for address, name in self._leaks.items()]

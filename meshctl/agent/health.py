@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from meshctl.agent.prober import Prober
-from meshctl.mesh import integrity, limits
-from meshctl.mesh.integrity import CATALOGUE, PATH, Finding, Key, Reading, Row, Verdict
+from meshctl.mesh import catalogue, integrity, limits
+from meshctl.mesh.catalogue import CATALOGUE, PATH, Verdict
+from meshctl.mesh.integrity import Finding, Key, Reading, Row
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.probe import Echo
 from meshctl.wire.codec import FindingRow
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _LOOP_STUCK_S: Final = 10.0  # five rounds of the slowest loop
 _PEER_SERIES: Final = 200  # peers with series of their own, the worst first
 # One lost exchange is repeated in the next round; only then is a peer untested.
+_DEEP_PERIODS: Final = 2.0  # a peer that was out of reach in its turn is tried in the next one
 _SLACK_S: Final = limits.WATCH_EVERY_S + 2 * limits.ECHO_LOST_AFTER_S
 
 
@@ -42,6 +44,7 @@ class Health:
         self._prober, self._monotonic, self._wall = prober, monotonic, wall
         # Seconds that packets to a peer stood still when our key last changed, and when its did; 0: not measured.
         self.gaps: Callable[[NodeId], tuple[float, float]] = lambda _: (0.0, 0.0)
+        self.deep_s: Callable[[], float] = lambda: 0.0  # within which each peer is examined deeply
         self._names: Mapping[NodeId, str] = {}
         self._expected = integrity.expected(())
         self._readings: dict[Key, Reading] = {}
@@ -67,7 +70,11 @@ class Health:
         """Findings (opened, closed) by what is known now: the caller makes events of them."""
         now = self._monotonic()
         self.rows = integrity.evaluate(
-            self._readings.values(), self._expected, coverage_s=self._prober.coverage_s + _SLACK_S, now=now
+            self._readings.values(),
+            self._expected,
+            coverage_s=self._prober.coverage_s + _SLACK_S,
+            deep_s=_DEEP_PERIODS * self.deep_s(),
+            now=now,
         )
         self.verdict = integrity.overall(self.rows)
         self.findings, opened, closed = integrity.track(self.findings, self.rows, now=now)
@@ -138,7 +145,7 @@ class Health:
 
     def _readyz(self, request: Request) -> Response:
         proven = sum(row.code == PATH and row.verdict in {Verdict.OK, Verdict.DEGRADED} for row in self.rows)
-        own = next((row for row in self.rows if row.code == integrity.DRIFT), None)
+        own = next((row for row in self.rows if row.code == catalogue.DRIFT), None)
         words = f"{proven} of {len(self._names)} peers proven; interface {own.verdict if own else Verdict.UNKNOWN}"
         return _answer(request, integrity.ready(self.rows), words, {"verdict": self.verdict})
 

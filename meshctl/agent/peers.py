@@ -7,14 +7,18 @@ from collections.abc import Callable, Set
 from meshctl.agent.book import Book
 from meshctl.agent.reconcile import Reconciler
 from meshctl.mesh.keys import PublicKey
-from meshctl.mesh.model import Endpoint, NodeId
+from meshctl.mesh.model import Endpoint, Node, NodeId
 
 
 class Peers:
     """Questions of the prober, answered from the book and the reconciler's last look."""
 
-    def __init__(self, book: Book, reconciler: Callable[[], Reconciler]) -> None:
-        self._book, self._reconciler = book, reconciler
+    def __init__(self, book: Book, reconciler: Callable[[], Reconciler], me: NodeId) -> None:
+        self._book, self._reconciler, self._me = book, reconciler, me
+
+    def others(self) -> list[Node]:
+        """All nodes but this one."""
+        return [node for node in self._book.roster.nodes.values() if node.id != self._me]
 
     def endpoint_of(self, peer: NodeId) -> Endpoint | None:
         """Where our WireGuard sees a peer; None without a session."""

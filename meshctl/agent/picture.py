@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshctl.agent.book import Book
+from meshctl.agent.deep import Deep
 from meshctl.agent.follow import Link, Report
 from meshctl.agent.health import Health
 from meshctl.agent.prober import Prober
 from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
 from meshctl.agent.rotate import Rotor
-from meshctl.mesh import integrity
-from meshctl.mesh.integrity import CATALOGUE, Verdict
+from meshctl.mesh import catalogue
+from meshctl.mesh.catalogue import CATALOGUE, Verdict
 from meshctl.mesh.interface import Session
 from meshctl.mesh.model import Candidate, Node
 
@@ -40,6 +41,7 @@ class Sources:
     health: Health
     link: Link
     rotor: Rotor
+    deep: Deep
 
 
 def picture(sources: Sources) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def _peer(
     echo = prober.echo(node.id)
     states = {
         code: rows.get((code, node.id), Verdict.UNKNOWN)
-        for code in (integrity.HANDSHAKE, integrity.PATH, integrity.IDENTITY, integrity.ROTATION)
+        for code in (catalogue.HANDSHAKE, catalogue.PATH, catalogue.IDENTITY, catalogue.ROTATION)
     }
     worst = next((v for v in (Verdict.FAILED, Verdict.DEGRADED, Verdict.UNKNOWN) if v in states.values()), Verdict.OK)
     return {

@@ -28,6 +28,7 @@ from meshctl.mesh.schedule import Schedule, schedule
 _TICK_S: Final = 0.25  # how often a missing socket is tried, and when a wait for a proof first asks again
 _GRAIN_S: Final = 0.01  # the least rest: timers are not exact
 _PATIENCE_MAX_S: Final = 32.0
+_RECEIVE_BYTES: Final = 9216  # a jumbo frame: the deep experiments send full-size packets to the same port
 _READS_PER_WAKE: Final = 64  # a flood must not starve the other loops of the process
 _WAITING_PER_PEER: Final = 8
 _EXTRA_PER_ROUND: Final = 32  # suspect or overdue peers on top of the schedule
@@ -62,6 +63,8 @@ class Prober:
         self._monotonic, self._wall_ns = monotonic, wall_ns
         # Told of a peer whose next statement (serial) is in force now, to be followed after so many seconds.
         self.on_go: Callable[[NodeId, int, float], object] = lambda *_: None
+        # By magic: what other experiments say through the same port. Each authenticates its own (`pair`).
+        self.others: dict[bytes, Callable[[bytes, tuple[str, int], socket.socket], None]] = {}
         self._me: Node | None = None
         self._raw = probe.raw_id(identity.id)
         self._nodes: dict[NodeId, Node] = {}
@@ -112,6 +115,11 @@ class Prober:
         """Statistics of every peer."""
         return {node: pair.tally.echo for node, pair in self._pairs.items()}
 
+    def is_proven(self, node: NodeId) -> bool:
+        """Whether both directions were proven within the last coverage period."""
+        at = self.echo(node).last_ok_at
+        return at is not None and self._monotonic() - at < self.coverage_s
+
     def go(self, holds: Iterable[tuple[NodeId, float]], serial: int) -> None:
         """Tell peers that our statement `serial` is in force, and for how many seconds each is to wait. Twice, because
         it cannot be repeated: the sessions it travels in end now.
@@ -144,6 +152,18 @@ class Prober:
         """How long we stood still when the key of this peer changed; 0 until we know."""
         if node in self._pairs:
             self._pairs[node].span_us = int(seconds * 1e6)
+
+    def pair(self, node: NodeId) -> Pair | None:
+        """Addresses and key of one peer, for who sends it something else than echoes."""
+        return self._pairs.get(node)
+
+    def pair_of(self, raw: bytes) -> Pair | None:
+        """The same, by the raw id that stands in packets."""
+        return self._by_raw.get(raw)
+
+    def socket_for(self, address: str) -> socket.socket | None:
+        """The socket on our mesh address of that family, if it is there now."""
+        return self._sockets.get(socket.AF_INET6 if ":" in address else socket.AF_INET)
 
     @property
     def coverage_s(self) -> float:
@@ -221,10 +241,14 @@ class Prober:
     def _readable(self, sock: socket.socket) -> None:
         for _ in range(_READS_PER_WAKE):
             try:
-                datagram, source = sock.recvfrom(2 * probe.PACKET_BYTES)
+                datagram, source = sock.recvfrom(_RECEIVE_BYTES)
             except OSError:
                 return
-            self._receive(datagram, source, sock)
+            other = self.others.get(datagram[:4])
+            if other is not None:
+                other(datagram, source, sock)
+            else:
+                self._receive(datagram, source, sock)
 
     def _send(self, sock: socket.socket, datagram: bytes, to: tuple[str, int]) -> bool:
         try:

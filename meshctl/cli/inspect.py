@@ -14,7 +14,7 @@ from meshctl.cli.options import CONFIG, settings
 from meshctl.config import AgentConfig
 from meshctl.errors import MeshError, RefusedError
 from meshctl.mesh import integrity, limits
-from meshctl.mesh.integrity import Verdict
+from meshctl.mesh.catalogue import Verdict
 
 _WORDS = {Verdict.OK: "OK", Verdict.DEGRADED: "WARNING", Verdict.FAILED: "CRITICAL", Verdict.UNKNOWN: "UNKNOWN"}
 

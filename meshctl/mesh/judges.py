@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from meshctl.mesh import limits, pacing
-from meshctl.mesh.integrity import (
+from meshctl.mesh.catalogue import (
     ASYMMETRY,
     CLOCK,
     DRIFT,
@@ -21,10 +21,9 @@ from meshctl.mesh.integrity import (
     PATH,
     ROTATION,
     ROUTE,
-    Reading,
-    Row,
     Verdict,
 )
+from meshctl.mesh.integrity import Reading, Row
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.probe import DOWN_AFTER, LOSSY_ABOVE, Echo
 from meshctl.mesh.spans import DAY_S, ago, short, span

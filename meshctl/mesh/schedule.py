@@ -1,12 +1,15 @@
 """Whom do I ping in this round? (node ids, round) -> peers, with no message exchanged (NET-7).
 
-Every node sorts the ids by hashes of them into the same rings. Two schedules run on the rings:
+Every node sorts the ids by hashes of them into the same rings. Three schedules run on the rings:
 
 - the *expander*: each node watches its two neighbours on each of four rings, every round: a dead node is noticed in
   seconds by up to eight others at any size. (Simulated with 8 neighbours: 99.4 % of the living stay connected when half
   fail.)
 - the *sweep*: on a fifth ring a node leads the pairs with those who follow it by 1 .. N/2 places, spread over the
   rounds of a coverage period. All nodes use the same distances in a round: everybody sends and receives equally many.
+
+- the *deep* round: every node tries each of its peers in turn, in the order of the fifth ring, with the experiments
+  that are too dear for the sweep: within an hour at 50 nodes, within a day at 1,000.
 
 A ring changes only next to who comes or goes. Below ten nodes everybody pings everybody, every round.
 """
@@ -27,6 +30,9 @@ _EVERYBODY_BELOW: Final = 10  # 8 neighbours and oneself
 _LED_PER_S: Final = 8.0  # pings of the sweep per node and second: N/2 pairs in N/16 s
 _COVERAGE_MIN_S: Final = 5.0
 _COVERAGE_MAX_S: Final = 60.0
+_DEEP_S: Final = 72.0
+_DEEP_FULL_NODES: Final = 50
+_DEEP_LEAST_S: Final = 10.0
 _BUDGET_NODES: Final = 1000  # beyond, the sweep keeps its rate and takes longer
 
 
@@ -56,7 +62,7 @@ def schedule(nodes: Iterable[NodeId], me: NodeId) -> Schedule:
     coverage = coverage_s(len(ids))
     if len(ids) < _EVERYBODY_BELOW:
         return Schedule(others, ((),), coverage)
-    hashes = {node: hashlib.blake2b(node.encode(), person=b"meshctl/sched/v1").digest() for node in ids}
+    hashes = {node: _hash(node) for node in ids}
     watch: dict[NodeId, None] = {}
     for number in range(_WATCH_RINGS):
         ring = _ring(ids, hashes, number)
@@ -66,6 +72,28 @@ def schedule(nodes: Iterable[NodeId], me: NodeId) -> Schedule:
     rounds = max(1, math.floor((coverage - limits.ECHO_LOST_AFTER_S) / limits.WATCH_EVERY_S))
     led = _led(_ring(ids, hashes, _WATCH_RINGS), me)
     return Schedule(tuple(watch), tuple(led[slot::rounds] for slot in range(rounds)), coverage)
+
+
+def deep_every_s(nodes: int) -> float:
+    """Seconds between two peers that one node examines deeply: 72 from 50 nodes on, 10 at least."""
+    return max(_DEEP_LEAST_S, _DEEP_S * min(1.0, nodes / _DEEP_FULL_NODES))
+
+
+def deep_period_s(nodes: int) -> float:
+    """Seconds within which a node has examined all its peers: 1 h at 50 nodes, 20 h at 1,000."""
+    return deep_every_s(nodes) * max(nodes - 1, 1)
+
+
+def deep(nodes: Iterable[NodeId], me: NodeId, turn: int) -> NodeId:
+    """Whom `me` examines in its `turn`. `nodes` include it, and at least one other."""
+    ids = sorted(set(nodes))
+    ring = _ring(ids, {node: _hash(node) for node in ids}, _WATCH_RINGS)
+    at = ring.index(me)
+    return ring[(at + 1 + turn % (len(ring) - 1)) % len(ring)]
+
+
+def _hash(node: NodeId) -> bytes:
+    return hashlib.blake2b(node.encode(), person=b"meshctl/sched/v1").digest()
 
 
 def _ring(ids: list[NodeId], hashes: dict[NodeId, bytes], number: int) -> list[NodeId]:

@@ -20,7 +20,8 @@ from meshctl.agent.responder import Drop
 from meshctl.crypto.identity import Identity
 from meshctl.errors import EnvironmentFault
 from meshctl.mesh import integrity
-from meshctl.mesh.integrity import HANDSHAKE, LAG, PATH, Reading, Verdict
+from meshctl.mesh.catalogue import HANDSHAKE, LAG, PATH, Verdict
+from meshctl.mesh.integrity import Reading
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.probe import Echo
 from meshctl.wire import http

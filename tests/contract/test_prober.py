@@ -13,7 +13,7 @@ import pytest
 from meshctl.agent.prober import Prober
 from meshctl.agent.responder import Drop
 from meshctl.mesh import judges, statement
-from meshctl.mesh.integrity import Verdict
+from meshctl.mesh.catalogue import Verdict
 from meshctl.mesh.model import Endpoint, Roster
 from meshctl.mesh.statement import Statement
 from tests.harness.netns import Namespace

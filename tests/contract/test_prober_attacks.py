@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from meshctl.agent.responder import Drop
 from meshctl.mesh import judges, probe
-from meshctl.mesh.integrity import Verdict
+from meshctl.mesh.catalogue import Verdict
 from meshctl.mesh.probe import Kind, Packet
 from tests.harness.probing import Attacker, Member, Mesh, dropped, until
 

@@ -23,7 +23,7 @@ from meshctl.config import AgentConfig
 from meshctl.crypto import pki
 from meshctl.errors import ProtocolError, RefusedError, UnreachableError
 from meshctl.events import SessionClosed
-from meshctl.mesh import integrity, limits
+from meshctl.mesh import catalogue, limits
 from meshctl.mesh.token import JoinToken
 from meshctl.wire import codec, operator, overview, session
 from meshctl.wire.codec import FindingRow
@@ -144,8 +144,8 @@ async def test_book_that_went_wrong_heals_by_itself(served: Served) -> None:
 @pytest.mark.usefixtures("quick")
 async def test_both_ends_of_a_pair_are_joined_and_sent_back(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "meshctl.mesh.integrity.CATALOGUE",
-        {code: replace(check, grace_s=0.0) for code, check in integrity.CATALOGUE.items()},
+        "meshctl.mesh.catalogue.CATALOGUE",
+        {code: replace(check, grace_s=0.0) for code, check in catalogue.CATALOGUE.items()},
     )
     a, b = await served.live("a"), await served.live("b")
     a.findings = (FindingRow("MESH-PATH-001", b.computer.id, "failed", 1.0, 2.0, "3 echoes unanswered"),)

@@ -20,7 +20,7 @@ from meshctl.agent.responder import Drop
 from meshctl.crypto.identity import Identity
 from meshctl.crypto.probe import PairKey, pair_key
 from meshctl.mesh import judges, limits, probe
-from meshctl.mesh.integrity import Verdict
+from meshctl.mesh.catalogue import Verdict
 from meshctl.mesh.model import Endpoint, Node, NodeId, Roster
 
 MESH = "mesh00000001"

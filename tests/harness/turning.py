@@ -25,7 +25,7 @@ from meshctl.agent.store import SavedMembership, SavedRotation
 from meshctl.crypto.identity import Identity, public_key
 from meshctl.errors import MeshError
 from meshctl.mesh import judges, rotation
-from meshctl.mesh.integrity import Verdict
+from meshctl.mesh.catalogue import Verdict
 from meshctl.mesh.interface import Session
 from meshctl.mesh.keys import PrivateKey, PublicKey
 from meshctl.mesh.model import NodeId

@@ -17,7 +17,7 @@ from coordinator.records import Why
 from meshctl.agent.store import SavedRotation
 from meshctl.errors import MeshError
 from meshctl.mesh import rotation
-from meshctl.mesh.integrity import Verdict
+from meshctl.mesh.catalogue import Verdict
 from meshctl.mesh.rotation import Phase, Stage, Turn
 from meshctl.mesh.statement import Statement
 from tests.harness.turning import Turner, Turning, turning

@@ -14,7 +14,7 @@ from coordinator.records import Why
 from coordinator.registry import GONE
 from coordinator.service import sessions
 from meshctl.errors import UnreachableError
-from meshctl.mesh import integrity, limits
+from meshctl.mesh import catalogue, limits
 from meshctl.mesh.model import NodeId
 from meshctl.wire.codec import FindingRow
 from tests.harness.world import SOURCE, Clock, Computer, World, endpoint, world
@@ -221,11 +221,11 @@ async def test_connection_that_overlaps_with_itself_counts_until_the_last_one_en
 
 # ---- pairs whose ends disagree ---------------------------------------------------------------------------------------
 
-GRACE_S = integrity.CATALOGUE[integrity.ASYMMETRY].grace_s
+GRACE_S = catalogue.CATALOGUE[catalogue.ASYMMETRY].grace_s
 
 
 def down(*peers: Computer) -> list[FindingRow]:
-    return [FindingRow(integrity.PATH, p.id, "failed", 0.0, 0.0, "3 echoes unanswered") for p in peers]
+    return [FindingRow(catalogue.PATH, p.id, "failed", 0.0, 0.0, "3 echoes unanswered") for p in peers]
 
 
 async def test_one_sided_silence_is_told_to_both_after_the_grace_and_closes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ async def test_one_sided_silence_is_told_to_both_after_the_grace_and_closes(monk
 
         for node in (a, b, c):
             presence.opened(node.id, "", now=clock())
-        report(a, *down(b), FindingRow(integrity.KEY, "", "failed", 0, 0, ""))
+        report(a, *down(b), FindingRow(catalogue.KEY, "", "failed", 0, 0, ""))
         clock.now += GRACE_S * 2
         assert found() == [[], [], []]  # b has not said anything yet
         report(b)
@@ -253,7 +253,7 @@ async def test_one_sided_silence_is_told_to_both_after_the_grace_and_closes(monk
         assert found() == [[b.id], [a.id], []]
         (row,) = pairs.of(a.id)
         assert (row.code, row.since, row.evidence) == (
-            integrity.ASYMMETRY, clock() - GRACE_S, "this end says failed, the peer ok",
+            catalogue.ASYMMETRY, clock() - GRACE_S, "this end says failed, the peer ok",
         )  # fmt: skip
         report(b, *down(a))  # now both say so: a dead path, not a one-sided one
         assert found() == [[], [], []]

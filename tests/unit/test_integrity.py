@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meshctl.mesh import integrity, judges, limits
-from meshctl.mesh.integrity import (
+from meshctl.mesh.catalogue import (
     ASYMMETRY,
     CATALOGUE,
     CLOCK,
@@ -20,13 +20,11 @@ from meshctl.mesh.integrity import (
     PATH,
     ROTATION,
     ROUTE,
-    Finding,
-    Reading,
-    Row,
     Scope,
     Severity,
     Verdict,
 )
+from meshctl.mesh.integrity import Finding, Reading, Row
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.probe import Echo
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from meshctl.mesh import limits
 from meshctl.mesh.model import NodeId, node_id
-from meshctl.mesh.schedule import Schedule, coverage_s, schedule
+from meshctl.mesh.schedule import Schedule, coverage_s, deep, deep_every_s, deep_period_s, schedule
 
 
 def ids(count: int, seed: int = 1) -> list[NodeId]:
@@ -90,3 +90,16 @@ def test_a_round_stays_within_its_budget_at_any_size() -> None:
         plan = schedule(ids(count), ids(count)[0])
         assert 4 <= len(plan.watch) <= 8
         assert max(map(len, plan.sweep)) <= 50
+
+
+def test_every_peer_is_examined_deeply_once_in_a_round_of_turns() -> None:
+    nodes = ids(30)
+    met = [deep(nodes, nodes[3], turn) for turn in range(29)]
+    assert sorted(met) == sorted(set(nodes) - {nodes[3]})
+    assert deep(nodes, nodes[3], 29) == met[0]
+
+
+@pytest.mark.parametrize(("count", "within_s"), [(2, 10), (6, 60), (50, 3600), (1000, 86400)])
+def test_deep_examinations_keep_their_promise_at_any_size(count: int, within_s: float) -> None:
+    assert deep_period_s(count) <= within_s
+    assert deep_every_s(count) >= 10

@@ -1,0 +1,95 @@
+"""The deep experiments: what is too dear to try with every echo, one peer after the other (NET-7).
+
+An experiment tries one peer and returns Readings; it never judges another check. They run alone, one peer at a time, by
+the schedule, and at once for a peer that is new or whose keys changed. Nothing here knows what an experiment does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol
+
+from meshctl.errors import MeshError
+from meshctl.mesh import schedule
+from meshctl.mesh.catalogue import Verdict
+from meshctl.mesh.integrity import Key, Reading
+from meshctl.mesh.model import Node, NodeId
+from meshctl.mesh.spans import short
+
+LOOK_EVERY_S: Final = 1.0  # for who is new
+WITHIN_S: Final = 30.0  # for all experiments with one peer
+
+
+class Experiment(Protocol):
+    """One or more claims about a peer, tried together."""
+
+    codes: tuple[str, ...]
+
+    async def run(self, peer: Node) -> Sequence[Reading]:
+        """Try it now, seconds at most. May raise MeshError: that is `unknown`, with its words."""
+
+
+class Deep:
+    """`run` it; `readings` are the latest of every peer and code."""
+
+    def __init__(
+        self,
+        experiments: Sequence[Experiment],
+        peers: Callable[[], Iterable[Node]],
+        is_proven: Callable[[NodeId], bool],
+        me: NodeId,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`peers` are all the others now; `is_proven` says whether an echo came back lately: else there is no point."""
+        self.readings: dict[Key, Reading] = {}
+        self._experiments, self._peers, self._is_proven, self._me = experiments, peers, is_proven, me
+        self._monotonic = monotonic
+        self._tried: dict[NodeId, bytes] = {}  # fingerprint of the statement that a peer had when last tried
+        self._turn, self._next_at = 0, monotonic()
+
+    @property
+    def period_s(self) -> float:
+        """Seconds within which every peer is tried."""
+        return schedule.deep_period_s(1 + sum(1 for _ in self._peers()))
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            peer = self._due()
+            if peer is None:
+                await asyncio.sleep(LOOK_EVERY_S)
+                continue
+            await self.examine(peer)
+
+    async def examine(self, peer: Node) -> None:
+        """All experiments with one peer."""
+        self._tried[peer.id] = peer.statement.fingerprint
+        for experiment in self._experiments:
+            try:
+                async with asyncio.timeout(WITHIN_S):
+                    found = await experiment.run(peer)
+            except (MeshError, TimeoutError) as error:
+                why = error.what if isinstance(error, MeshError) else f"not done within {WITHIN_S:.0f} s"
+                now = self._monotonic()
+                found = [Reading(code, peer.id, Verdict.UNKNOWN, now, short(why)) for code in experiment.codes]
+            self.readings.update((reading[:2], reading) for reading in found)
+
+    def _due(self) -> Node | None:
+        """Who has not been tried with its present key, else whose turn it is."""
+        peers = {node.id: node for node in self._peers()}
+        for gone in self._tried.keys() - peers.keys():
+            del self._tried[gone]
+            self.readings = {key: reading for key, reading in self.readings.items() if key[1] != gone}
+        for node in peers.values():
+            if self._tried.get(node.id) != node.statement.fingerprint and self._is_proven(node.id):
+                return node
+        now = self._monotonic()
+        if not peers or now < self._next_at:
+            return None
+        self._next_at = max(self._next_at + schedule.deep_every_s(len(peers) + 1), now)
+        self._turn += 1
+        due = peers[schedule.deep((*peers, self._me), self._me, self._turn)]
+        return due if self._is_proven(due.id) else None

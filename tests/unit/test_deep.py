@@ -1,0 +1,104 @@
+"""Which peer is examined deeply, and when: who is new first, then in turn, one at a time (NET-7)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+
+from meshctl.agent.deep import Deep
+from meshctl.crypto.identity import Identity
+from meshctl.errors import EnvironmentFault
+from meshctl.mesh.catalogue import PATH, Verdict
+from meshctl.mesh.integrity import Reading
+from meshctl.mesh.model import Node, NodeId
+
+
+def peer(number: int, identity: Identity | None = None) -> Node:
+    identity = identity or Identity.generate()
+    v4, v6 = IPv4Address(f"10.77.0.{number}"), IPv6Address(f"fd00::{number}")
+    return Node(identity.id, f"n{number}", v4, v6, identity.state("mesh00000001", 1))
+
+
+class Trial:
+    codes = (PATH,)
+
+    def __init__(self) -> None:
+        self.tried: list[NodeId] = []
+        self.fault: Exception | None = None
+
+    async def run(self, peer: Node) -> Sequence[Reading]:
+        self.tried.append(peer.id)
+        if self.fault:
+            raise self.fault
+        return [Reading(PATH, peer.id, Verdict.OK, 0.0, "fine")]
+
+
+class Stage:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.rotating = Identity.generate()
+        self.peers = [peer(2, self.rotating), peer(3), peer(4)]
+        self.silent: set[NodeId] = set()
+        self.trial = Trial()
+        me = peer(1).id
+        self.deep = Deep(
+            [self.trial], lambda: self.peers, lambda n: n not in self.silent, me, monotonic=lambda: self.now
+        )
+
+    async def go(self) -> list[NodeId]:
+        """Whom it tries until it rests."""
+        before = len(self.trial.tried)
+        while (due := self.deep._due()) is not None:
+            await self.deep.examine(due)
+        return self.trial.tried[before:]
+
+
+async def test_the_new_first_then_each_in_turn() -> None:
+    stage = Stage()
+    everybody = sorted(node.id for node in stage.peers)
+    first = await stage.go()
+    assert sorted(set(first)) == everybody
+    turns = []
+    for _ in range(3):
+        stage.now += 10.0
+        turns += await stage.go()
+    assert sorted(turns) == everybody
+    assert {reading.verdict for reading in stage.deep.readings.values()} == {Verdict.OK}
+
+
+async def test_a_rotated_peer_is_tried_at_once_and_a_gone_one_forgotten() -> None:
+    stage = Stage()
+    await stage.go()
+    rotated = stage.rotating.state("mesh00000001", 2)
+    stage.peers = [replace(stage.peers[0], statement=rotated), stage.peers[1]]
+    assert await stage.go() == [stage.peers[0].id]
+    assert {subject for _, subject in stage.deep.readings} == {node.id for node in stage.peers}
+
+
+async def test_a_silent_peer_is_not_tried_before_it_answers() -> None:
+    stage = Stage()
+    stage.silent = {stage.peers[0].id}
+    assert stage.peers[0].id not in await stage.go()
+    stage.silent.clear()
+    assert await stage.go() == [stage.peers[0].id]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [(EnvironmentFault("no CAP_NET_RAW"), "no CAP_NET_RAW"), (TimeoutError(), "not done within")]
+)
+async def test_an_experiment_that_cannot_be_done_is_unknown_and_says_why(fault: Exception, words: str) -> None:
+    stage = Stage()
+    stage.trial.fault = fault
+    await stage.go()
+    for reading in stage.deep.readings.values():
+        assert (reading.verdict, words in reading.evidence) == (Verdict.UNKNOWN, True)
+
+
+async def test_no_peers_is_no_error() -> None:
+    stage = Stage()
+    stage.peers = []
+    assert await asyncio.wait_for(stage.go(), 1) == []
