@@ -39,6 +39,7 @@ class PresenceTable:
     def __init__(self, steady: Callable[[], float] = time.monotonic) -> None:
         self._nodes: dict[NodeId, Presence] = {}
         self._steady = steady
+        self.version = 0  # another one whenever somebody came or went, or said something new of what it applied
         self.on_closed: list[Callable[[NodeId], object]] = []  # told of each node whose last stream ended
         self.on_change: list[Callable[[NodeId], object]] = []  # told of each that came, went or changed its verdict
         self.on_applied: list[Callable[[Presence, int], object]] = []  # told of it, and of what was applied before
@@ -86,8 +87,10 @@ class PresenceTable:
         """What a node says: revision applied, digest of its kernel, verdict; and what it found."""
         held = self._nodes[node]
         before, verdict = held.applied, held.verdict
+        news = applied != (before, held.digest, verdict)
         held.applied, held.digest, held.verdict = applied
         held.findings, held.reported = findings, now
+        self.version += news
         if held.applied > before:
             for act in self.on_applied:
                 act(held, before)
@@ -104,5 +107,6 @@ class PresenceTable:
         return {node for node, held in self._nodes.items() if held.applied >= revision}
 
     def _tell(self, node: NodeId) -> None:
+        self.version += 1
         for act in self.on_change:
             act(node)
