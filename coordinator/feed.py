@@ -18,6 +18,7 @@ from coordinator import records
 from coordinator.board import Board
 from coordinator.records import MeshRecord, NodeRecord, Tombstone
 from coordinator.registry import GONE, MESH, NODES, PLAN, ROOT, TURN, Changes, Compacted, Deleted, Record, Registry
+from meshctl.errors import RefusedError
 from meshctl.mesh import interface, topology
 from meshctl.mesh.journal import Journal
 from meshctl.mesh.model import MeshInfo, Node, NodeId
@@ -256,7 +257,13 @@ class Feed:
             self._addresses.update(stone.address4 for stone in self.gone.values())
         return self._addresses
 
-    def find(self, name_or_id: str) -> Member | None:
-        """A member by name, or by id."""
+    def find(self, name: str) -> Member:
+        """A member by name or id. Raises RefusedError, telling a node that is gone from one that never was."""
         # The id first: a node may call itself by another's id, and must not be taken for it.
-        return self.members.get(NodeId(name_or_id)) or self.members.get(self.by_name.get(name_or_id, NodeId("")))
+        member = self.members.get(NodeId(name)) or self.members.get(self.by_name.get(name, NodeId("")))
+        if member:
+            return member
+        for stone in self.gone.values():
+            if name in (stone.name, stone.id):
+                raise RefusedError(f"node {name} was {stone.why} already", "mesh-coordinator nodes list")
+        raise RefusedError(f"this mesh has no node {name!r}", "mesh-coordinator nodes list")

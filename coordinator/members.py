@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from coordinator import records
 from coordinator.admit import merged
-from coordinator.feed import Feed, Member
+from coordinator.feed import Feed
 from coordinator.keyring import SealedRegistry
 from coordinator.records import NodeRecord, Tombstone, Why
 from coordinator.registry import ADDRESSES, GONE, NAMES, NODES, TOKENS, Committed, Delete, Op, Put
@@ -47,22 +47,12 @@ class Members:
         """Its record as it is now: a token names all coordinators."""
         return self._feed.mesh or self._mesh
 
-    def find(self, name: str) -> Member:
-        """A member by name or id. Raises RefusedError, telling a node that is gone from one that never was."""
-        member = self._feed.find(name)
-        if member:
-            return member
-        for stone in self._feed.gone.values():
-            if name in (stone.name, stone.id):
-                raise RefusedError(f"node {name} was {stone.why} already", "mesh-coordinator nodes list")
-        raise RefusedError(f"this mesh has no node {name!r}", "mesh-coordinator nodes list")
-
     async def depart(
         self, name: str, why: Why, reason: str, actor: str, source: Address | None = None
     ) -> tuple[NodeId, int]:
         """Take a node out for `why` (revoked, removed, left) -> (id, revision). Peers hear of it by the map."""
         for _ in range(ROUNDS):
-            member = self.find(name)
+            member = self._feed.find(name)
             node = member.node
             name_path = NAMES + self._registry.index_key("name", node.name)
             index = self._registry.index_key

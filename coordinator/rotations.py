@@ -64,7 +64,7 @@ class Rotations:
         """Whom these words mean, in the order of their addresses. Raises UsageError, RefusedError."""
         if not (names or tags or everybody):
             raise UsageError("whose keys?", "--node NAME, --tag TAG or --all")
-        wanted = {self._named(name) for name in names}
+        wanted = {self._present(name) for name in names}
         for node, member in self._feed.members.items():
             if everybody or set(tags) & set(member.node.tags):
                 wanted.add(node)
@@ -72,12 +72,8 @@ class Rotations:
             raise RefusedError("no node is meant", "mesh-coordinator nodes list")
         return tuple(sorted(wanted, key=lambda node: self._feed.members[node].node.address4))
 
-    def _named(self, name: str) -> NodeId:
+    def _present(self, name: str) -> NodeId:
         member = self._feed.find(name)
-        if member is None:
-            stone = next((s for s in self._feed.gone.values() if name in (s.name, s.id)), None)
-            why = f"was {stone.why}" if stone else "is unknown to this mesh"
-            raise RefusedError(f"node {name!r} {why}: it has no key to rotate", "mesh-coordinator nodes list")
         if not self.is_connected(member.node.id):
             raise RefusedError(
                 f"node {name!r} is not connected: nobody but itself can make its next key",

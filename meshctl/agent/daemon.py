@@ -72,9 +72,8 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
     follower.on_order, prober.on_go = rotor.wake.set, moves.go
     health = Health(prober)
-    health.gaps = rotor.gap_of
     deep = Deep((), peers.others, prober.is_proven, identity.id)
-    health.deep_s = lambda: deep.period_s
+    health.gaps, health.deep_s = rotor.gap_of, lambda: deep.period_s
     sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 

@@ -240,8 +240,8 @@ def test_switch_that_most_pairs_do_not_survive_is_taken_back(
     ("words", "code", "sentence"),
     [
         (("rotate",), 2, "whose keys?"),
-        (("rotate", "--node", "nobody"), 7, "node 'nobody' is unknown to this mesh: it has no key to rotate"),
-        (("rotate", "--node", "expelled"), 7, "node 'expelled' was revoked"),
+        (("rotate", "--node", "nobody"), 7, "this mesh has no node 'nobody'"),
+        (("rotate", "--node", "expelled"), 7, "node expelled was revoked already"),
         (("rotate", "--node", "sleeper"), 7, "node 'sleeper' is not connected: nobody but itself can make"),
         (("rotate", "--tag", "unheard"), 7, "no node is meant"),
         (("cancel",), 7, "no rotation is open"),

@@ -115,7 +115,7 @@ async def test_node_named_like_a_victim_is_not_revoked_or_removed_in_its_place()
     async with world() as mesh:
         evil = await mesh.member("evil")
         await mesh.member(evil.id)  # a decoy that carries the evil node's id as its name
-        assert mesh.first.members.find(evil.id).node.id == evil.id
+        assert mesh.first.feed.find(evil.id).node.id == evil.id
         node, _ = await mesh.first.members.depart(evil.id, Why.REVOKED, "", OPERATOR)
         assert node == evil.id
 

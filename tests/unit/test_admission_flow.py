@@ -181,7 +181,7 @@ async def test_removed_node_comes_back_to_its_address_and_revoked_one_never(why:
         with pytest.raises(RefusedError, match="revoked"):
             await node.join(at, await mesh.token())
         with pytest.raises(RefusedError, match="revoked already"):
-            at.members.find("a")
+            at.feed.find("a")
 
 
 async def test_name_of_a_node_that_left_is_free_and_its_way_back_asks_for_another() -> None:
