@@ -206,6 +206,7 @@ def test_agent_killed_with_its_next_key_prepared_goes_on_with_it(scene: Scene) -
 
 def test_agent_killed_between_sealing_and_switching_does_not_switch_when_it_starts(scene: Scene) -> None:
     """Its grant is over: another node may be in the middle of its turn by then. The old key is stated anew."""
+    assert scene.lab.coordinator.keys("rotate", "--node", "b", "--wait").returncode == 0
     before, serial = scene.a.key(), scene.lab.coordinator.nodes()["a"].node.statement.serial
     scene.a.stop(signal.SIGKILL)
     store, next_key = Store(scene.a.state), Identity.generate().wireguard
