@@ -17,16 +17,9 @@ from meshctl.agent.store import SavedRotation, Store
 from meshctl.crypto.identity import Identity
 from meshctl.mesh.rotation import Phase, Stage
 from tests.harness.mesh import MESHCTL, READY_S, Lab, Node, until
+from tests.harness.rotating import agree, deafen, undeafen
 
 pytestmark = pytest.mark.root
-
-# WireGuard's handshake initiation begins with a 1 (its message type), behind 8 bytes of UDP header.
-NO_HANDSHAKES = """
-table ip deaf {
-  chain in { type filter hook input priority 0; udp dport 51820 @th,64,8 1 drop; }
-}
-"""
-
 
 @dataclass
 class Scene:
@@ -39,15 +32,9 @@ class Scene:
     def nodes(self) -> tuple[Node, ...]:
         return self.a, self.b, self.c
 
-    def agree(self) -> bool:
-        """Every kernel holds exactly the keys that the others' kernels have in force, and every pair is proven."""
-        keys = {node: node.key() for node in self.nodes}
-        held = all(set(node.peers()) == {k for other, k in keys.items() if other is not node} for node in self.nodes)
-        return held and all(n.proves(*(o.name for o in self.nodes if o is not n)) for n in self.nodes)
-
     def settled(self) -> None:
-        """Wait for that."""
-        until(self.agree, READY_S, f"all kernels agree: {[n.tail() for n in self.nodes]}")
+        """Wait until all kernels agree."""
+        until(lambda: agree(self.nodes), READY_S, f"all kernels agree: {[n.tail() for n in self.nodes]}")
 
     def rotating(self, *words: str) -> subprocess.Popen[bytes]:
         """`meshctl keys rotate WORDS --wait`, left running."""
@@ -55,16 +42,6 @@ class Scene:
         log.unlink(missing_ok=True)
         where = "--wait", "--data-dir", str(coordinator.data)
         return coordinator.spawn(*MESHCTL, "keys", "rotate", *words, *where, log=log)
-
-    def deafen(self) -> None:
-        """No handshake can begin anywhere."""
-        for node in self.nodes:
-            node.ns.command("nft", "-f", "-", stdin=NO_HANDSHAKES)
-
-    def undeafen(self) -> None:
-        """They can again."""
-        for node in self.nodes:
-            node.ns.command("nft", "delete", "table", "ip", "deaf", check=False)
 
     def said(self) -> str:
         """What it printed."""
@@ -88,7 +65,7 @@ def _settled(scene: Scene) -> Iterator[None]:
     for node in scene.nodes:
         if node.pid:
             node.signal(signal.SIGCONT)
-    scene.undeafen()
+    undeafen(scene.nodes)
     until(lambda: not scene.lab.coordinator.rotation().is_open, 90, "the rotation is closed")
 
 
@@ -182,11 +159,11 @@ def test_coordinator_killed_while_a_turn_is_being_prepared(scene: Scene) -> None
 
 def test_coordinator_killed_while_pairs_are_being_proven(scene: Scene) -> None:
     """The switch happened, nobody can shake hands yet, the coordinator dies: its successor closes the rotation."""
-    scene.deafen()
+    deafen(scene.nodes)
     running = scene.rotating("--node", "a")
     until(lambda: scene.lab.coordinator.rotation().phase == Phase.SWITCHED, READY_S, "a has switched")
     scene.lab.coordinator.stop(signal.SIGKILL)
-    scene.undeafen()
+    undeafen(scene.nodes)
     scene.lab.coordinator.start()
     assert running.wait(60) == 0, scene.said()
     scene.settled()
@@ -224,13 +201,13 @@ def test_switch_that_most_pairs_do_not_survive_is_taken_back(
     scene: Scene, record_property: Callable[[str, object], None]
 ) -> None:
     before = scene.a.key()
-    scene.deafen()
+    deafen(scene.nodes)
     running = scene.rotating("--node", "a")
     until(lambda: scene.lab.coordinator.rotation().phase == Phase.SWITCHED, READY_S, "a has switched")
     assert scene.a.key() != before
     assert running.wait(60) == 11
     assert "a: rolled back: 0 of 2 pairs were proven" in scene.said()
-    scene.undeafen()
+    undeafen(scene.nodes)
     scene.settled()
     assert scene.a.key() == before
     assert scene.a.events("key.switched")[-1]["returned"] is True

@@ -15,7 +15,7 @@ import pytest
 from meshctl.mesh.rotation import Phase
 from tests.harness.mesh import MESHCTL, READY_S, until
 from tests.harness.replicas import NO_ETCD, Replica, Replicas
-from tests.netns.test_rotation import NO_HANDSHAKES
+from tests.harness.rotating import agree, deafen, undeafen
 
 pytestmark = pytest.mark.root
 Figure = Callable[[str, object], None]
@@ -38,8 +38,7 @@ class Scene:
         if step == "prepare":
             self.c.signal(signal.SIGSTOP)
         else:
-            for node in self.nodes:
-                node.ns.command("nft", "-f", "-", stdin=NO_HANDSHAKES)
+            deafen(self.nodes)
         running = self.rotating(at, "--node", "a")
         phase = Phase.PREPARE if step == "prepare" else Phase.SWITCHED
         until(lambda: at.rotation().phase == phase and at.rotation().node == "a", READY_S, f"a stands in {step}")
@@ -50,14 +49,11 @@ class Scene:
     def release(self) -> None:
         """Let it go on."""
         self.c.signal(signal.SIGCONT)
-        for node in self.nodes:
-            node.ns.command("nft", "delete", "table", "ip", "deaf", check=False)
+        undeafen(self.nodes)
 
-    def agree(self) -> bool:
-        """Every kernel holds exactly the keys that the others have in force, and every pair is proven."""
-        keys = {node: node.key() for node in self.nodes}
-        held = all(set(node.peers()) == {k for other, k in keys.items() if other is not node} for node in self.nodes)
-        return held and self.lab.all_prove(*self.nodes)
+    def settled(self) -> None:
+        """Wait until all kernels agree."""
+        until(lambda: agree(self.nodes), READY_S, "all kernels agree")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +68,7 @@ def _mended(scene: Scene) -> Iterator[None]:
     scene.release()
     scene.lab.mend(*scene.nodes)
     until(lambda: not scene.lab.one.rotation().is_open, 90, "the rotation is closed")
-    until(scene.agree, READY_S, "all kernels agree")
+    scene.settled()
 
 
 @pytest.mark.parametrize("step", ["prepare", "switched"])
@@ -85,7 +81,7 @@ def test_leader_of_etcd_is_killed_at_a_step(scene: Scene, step: str, record_prop
     assert "rotated 1 of 1 nodes" in scene.lab.one.said()
     record_property("figure", f"leader of etcd killed in {step}: {scene.lab.one.said().splitlines()[-1]}")
     assert scene.a.key() != before
-    until(scene.agree, READY_S, "all kernels agree")
+    scene.settled()
 
 
 def test_leader_of_etcd_is_killed_again_and_again_while_all_rotate(scene: Scene, record_property: Figure) -> None:
