@@ -9,18 +9,28 @@ what a node with 100 and 1,000 peers pays for the schedule, as a share of one co
 from __future__ import annotations
 
 import asyncio
+import gc
+import resource
 import socket
 import time
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 from meshctl.agent.prober import Prober
 from meshctl.crypto.identity import Identity
 from meshctl.mesh import integrity, judges, limits, probe
+from meshctl.mesh.catalogue import CATALOGUE, Verdict
+from meshctl.mesh.integrity import Reading
 from meshctl.mesh.model import Endpoint, Node, NodeId, Roster
 from meshctl.mesh.probe import Echo
 from meshctl.mesh.schedule import schedule
 
 ECHOES, AT_ONCE = 20_000, 4
+
+
+def resident_mb() -> float:
+    """Of this process, now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 class Ticking:
@@ -80,10 +90,12 @@ async def echo_us(echoes: int) -> float:
     return spent / a.received * 1e6
 
 
-def round_us(peers: int, rounds: int = 30) -> tuple[float, float, float, float]:
-    """A node with `peers`: us of a turn without sockets, us of judging, echoes a round, ms of the first roster."""
+def round_us(peers: int, rounds: int = 30) -> tuple[float, float, float, float, float]:
+    """A node with `peers`: us of a turn without sockets, us of judging, echoes a round, ms of the first roster, MB for it."""
     me, clock = Identity.generate(), Ticking()
     mine = node(me, 0)
+    gc.collect()
+    before = resident_mb()
     others = [node(Identity.generate(), number + 1) for number in range(peers)]
     roster = Roster("i", 1, {n.id: n for n in (mine, *others)})
     prober = Prober(me, lambda _: None, lambda *_: None, monotonic=clock)
@@ -98,16 +110,19 @@ def round_us(peers: int, rounds: int = 30) -> tuple[float, float, float, float]:
     turn = (time.process_time() - start) / rounds * 1e6
     ids: list[NodeId] = [n.id for n in others]
     echo = Echo(16, 16, rtt_s=0.004, last_ok_at=clock.now, tested_at=clock.now)
+    expected = integrity.expected(ids)
+    deep = [Reading(code, who, Verdict.OK, clock.now, "tried") for code, who in expected if CATALOGUE[code].deep]
     start = time.process_time()
     for _ in range(10):
         judged = [judge(peer, echo, now=clock.now) for peer in ids for judge in (judges.path, judges.identity)]
         judged += [judges.handshake(peer, 60.0, True, now=clock.now) for peer in ids]
-        rows = integrity.evaluate(judged, integrity.expected(ids), coverage_s=60, now=clock.now)
+        judged += [judges.rotation(peer, None, 60.0, None, now=clock.now) for peer in ids]
+        rows = integrity.evaluate(judged + deep, expected, coverage_s=60, deep_s=1e5, now=clock.now)
         integrity.track((), rows, now=clock.now)
     judging = (time.process_time() - start) / 10 * 1e6
     plan = schedule(roster.nodes, me.id)
     per_round = len(plan.watch) + sum(map(len, plan.sweep)) / len(plan.sweep)
-    return turn, judging, per_round, update_ms
+    return turn, judging, per_round, update_ms, resident_mb() - before
 
 
 def main() -> None:
@@ -120,13 +135,13 @@ def main() -> None:
     print(f"echo, both ends     {full:6.1f} us CPU")
     print(f"bare UDP echo       {bare:6.1f} us CPU   ratio {ratio:.2f}")
     for peers in (100, 1000):
-        turn, judging, per_round, update_ms = round_us(peers)
+        turn, judging, per_round, update_ms, grown_mb = round_us(peers)
         # A node pays one echo's worth for each it asks: half of it for its own pings, half for answering as many.
         core = (per_round * full + turn) / (limits.WATCH_EVERY_S * 1e6)
         judged = judging / (limits.WATCH_EVERY_S * 1e6)
         print(
             f"{peers:5} peers: {per_round:5.1f} echoes a round; probing {core:.3%} of a core,"
-            f" judging every round {judged:.3%}; first roster {update_ms:.1f} ms"
+            f" judging every round {judged:.3%}; first roster {update_ms:.1f} ms, {grown_mb:.1f} MB"
         )
 
 
