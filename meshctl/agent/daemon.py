@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from meshctl import __version__
 from meshctl.agent import loops
+from meshctl.agent.book import Book
 from meshctl.agent.candidates import Surroundings
+from meshctl.agent.control import ControlCheck
 from meshctl.agent.deep import Deep
 from meshctl.agent.desire import desire, restore
-from meshctl.agent.device import open_device
+from meshctl.agent.device import Device, open_device
 from meshctl.agent.examine import Examiner
 from meshctl.agent.follow import Follower, Report
 from meshctl.agent.health import Health
@@ -30,6 +32,7 @@ from meshctl.agent.store import Store
 from meshctl.config import AgentConfig
 from meshctl.eventlog import EventLog, HumanLog
 from meshctl.events import AgentStarted, AgentStopped
+from meshctl.wire.http import Server
 
 
 async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> None:
@@ -72,9 +75,10 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
     follower.on_order, prober.on_go = rotor.wake.set, moves.go
     health = Health(prober)
+    control = ControlCheck(follower.link)
     deep = Deep((), peers.others, prober.is_proven, identity.id)
     health.gaps, health.deep_s = rotor.gap_of, lambda: deep.period_s
-    sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep)
+    sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep, control)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 
     loops.write_guard(store, config.interface, keeper.member.mesh.prefixes)
@@ -83,13 +87,17 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     servers = await loops.serve(config, health, prober, lambda: picture(sources), book, peers)
     events.emit(AgentStarted(release=__version__, interface=config.interface))
     announce = loops.announce(prober, reconciler, book, identity.id, say)
-    forever = (reconciler, follower, prober, examiner, keeper, rotor, deep)
+    forever = (reconciler, follower, prober, examiner, keeper, rotor, deep, control)
     try:
         await loops.until_stopped([*(one.run() for one in forever), announce, loops.keep_map(store, book, moved)])
     finally:
-        for server in servers:
-            await server.close()
-        await loops.save_map(store, book)
-        await device.close()
-        events.emit(AgentStopped(why="asked to"))
-        events.close()
+        await _end(servers, store, book, device, events)
+
+
+async def _end(servers: Iterable[Server], store: Store, book: Book, device: Device, events: EventLog) -> None:
+    for server in servers:
+        await server.close()
+    await loops.save_map(store, book)
+    await device.close()
+    events.emit(AgentStopped(why="asked to"))
+    events.close()

@@ -91,6 +91,8 @@ class Examiner:
         yield judges.keys(self._from.keeper.key_age_s, self._from.keeper.left_s, now=now)
         fresh = age is not None and age < silent_s
         offsets = (e.offset_s for e in self._from.prober.echoes().values() if e.offset_s is not None)
+        if self._from.control.reading:
+            yield self._from.control.reading
         yield judges.clock(self._from.link.clock_offset_s if fresh else None, offsets, now=now)
 
     def _peers(self, peers: Iterable[Node]) -> Iterator[Reading]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshctl.agent.book import Book
+from meshctl.agent.control import ControlCheck
 from meshctl.agent.deep import Deep
 from meshctl.agent.follow import Link, Report
 from meshctl.agent.health import Health
@@ -42,6 +43,7 @@ class Sources:
     link: Link
     rotor: Rotor
     deep: Deep
+    control: ControlCheck
 
 
 def picture(sources: Sources) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Check:
     grace_s: float
     remedy: str
     deep: bool = False  # tried by the deep schedule, not with every sweep
+    every_s: float = 0.0  # a check with a rhythm of its own
 
     @property
     def anchor(self) -> str:
@@ -60,7 +61,7 @@ class Check:
 _W, _C = Severity.WARNING, Severity.CRITICAL
 DRIFT, LAG, ROUTE, ROTATION = "MESH-CFG-001", "MESH-CFG-002", "MESH-ROUTE-001", "MESH-ROT-001"
 HANDSHAKE, PATH, IDENTITY = "MESH-HS-001", "MESH-PATH-001", "MESH-ID-001"
-KEY, CLOCK, ASYMMETRY = "MESH-KEY-001", "MESH-CLK-001", "MESH-ASY-001"
+KEY, CLOCK, ASYMMETRY, CIPHER = "MESH-KEY-001", "MESH-CLK-001", "MESH-ASY-001", "MESH-ENC-003"
 
 CATALOGUE: Final[Mapping[str, Check]] = {
     check.code: check
@@ -91,6 +92,10 @@ CATALOGUE: Final[Mapping[str, Check]] = {
         Check(CLOCK, "clock-skew", _W, Scope.NODE, "clocks agree",
               "heartbeat of the coordinator and median of the peers' echoes", (), 30.0,
               "start a time daemon: chrony or systemd-timesyncd"),
+        Check(CIPHER, "control-cipher", _C, Scope.NODE, "the control plane speaks AES-256-GCM and nothing weaker",
+              "ServerHello read from the wire; offers of less are refused", (), 5.0,
+              "whoever answers at the coordinator's address takes weaker ciphers: somebody may be in between",
+              deep=True, every_s=3600.0),
         Check(ASYMMETRY, "asymmetric", _W, Scope.PAIR, "both ends of a pair say the same",
               "the two rows of the pair", (), 30.0,
               "a firewall lets one direction pass only: compare meshctl status of both ends"),

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from meshctl.mesh.catalogue import CATALOGUE, DRIFT, PATH, Scope, Severity, Verdict
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.spans import ago
 
+_RHYTHMS: Final = 2.0  # a check with a rhythm of its own may miss one beat
 Key = tuple[str, str]  # code, subject
 
 
@@ -78,7 +79,9 @@ def evaluate(
     """One row per expected (code, subject). Readings older than `coverage_s`, those of deep checks than `deep_s`, and
     those from the future, are no evidence.
     """
-    ages = {code: deep_s if check.deep else coverage_s for code, check in CATALOGUE.items()}
+    ages = {
+        code: _RHYTHMS * check.every_s or (deep_s if check.deep else coverage_s) for code, check in CATALOGUE.items()
+    }
     latest: dict[Key, Reading] = {}
     for reading in readings:
         key = reading[:2]

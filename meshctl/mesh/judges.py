@@ -6,12 +6,13 @@ the caller's clock. No judge looks at another check.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from meshctl.mesh import limits, pacing
 from meshctl.mesh.catalogue import (
     ASYMMETRY,
+    CIPHER,
     CLOCK,
     DRIFT,
     HANDSHAKE,
@@ -23,6 +24,7 @@ from meshctl.mesh.catalogue import (
     ROUTE,
     Verdict,
 )
+from meshctl.mesh.hello import WEAK, Suite, chosen, is_refusal
 from meshctl.mesh.integrity import Reading, Row
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.probe import DOWN_AFTER, LOSSY_ABOVE, Echo
@@ -131,6 +133,25 @@ def rotation(
     return Reading(
         ROTATION, peer, Verdict.OK, now, f"{words}, handshake {changed_s - handshake_s:.3f} s later, echo agrees"
     )
+
+
+def cipher(coordinator: str, strong: bytes | None, weak: Mapping[Suite, bytes | None], *, now: float) -> Reading:
+    """First bytes of a coordinator's answers to one offer each. That the strong one is taken is the control: without
+    it a refusal, or silence, proves nothing.
+    """
+    for suite, answer in weak.items():
+        if answer and chosen(answer) is not None:
+            return Reading(CIPHER, "", Verdict.FAILED, now, short(f"{coordinator} takes {WEAK[suite]}"))
+    if not strong or chosen(strong) != Suite.AES_256_GCM:
+        words = f"{coordinator} did not answer an offer of AES-256-GCM: refusals prove nothing"
+        return Reading(CIPHER, "", Verdict.UNKNOWN, now, short(words))
+    silent = [WEAK[suite] for suite, answer in weak.items() if answer is None or not is_refusal(answer)]
+    if silent:
+        words = f"{coordinator} did not refuse {silent[0]}, nor take it"
+        return Reading(CIPHER, "", Verdict.UNKNOWN, now, short(words))
+    refused = ", ".join(WEAK.values())
+    words = f"ServerHello of {coordinator} names 0x{Suite.AES_256_GCM:04x}; refused: {refused}"
+    return Reading(CIPHER, "", Verdict.OK, now, short(words))
 
 
 def keys(key_age_s: float, certificate_left_s: float, *, now: float) -> Reading:

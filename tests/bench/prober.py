@@ -91,7 +91,7 @@ async def echo_us(echoes: int) -> float:
 
 
 def round_us(peers: int, rounds: int = 30) -> tuple[float, float, float, float, float]:
-    """A node with `peers`: us of a turn without sockets, us of judging, echoes a round, ms of the first roster, MB for it."""
+    """A node with `peers`: us of a turn without sockets, us of judging, echoes a round, first roster in ms and MB."""
     me, clock = Identity.generate(), Ticking()
     mine = node(me, 0)
     gc.collect()

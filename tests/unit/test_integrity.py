@@ -11,6 +11,7 @@ from meshctl.mesh import integrity, judges, limits
 from meshctl.mesh.catalogue import (
     ASYMMETRY,
     CATALOGUE,
+    CIPHER,
     CLOCK,
     DRIFT,
     HANDSHAKE,
@@ -50,7 +51,7 @@ def healthy(*peers: NodeId, at: float = 100.0) -> list[Reading]:
 
 
 def test_catalogue_is_whole_and_its_dependencies_exist_without_a_circle() -> None:
-    assert set(CATALOGUE) == {DRIFT, LAG, ROUTE, HANDSHAKE, PATH, IDENTITY, ROTATION, KEY, CLOCK, ASYMMETRY}
+    assert set(CATALOGUE) == {DRIFT, LAG, ROUTE, HANDSHAKE, PATH, IDENTITY, ROTATION, KEY, CLOCK, CIPHER, ASYMMETRY}
 
     def depth(code: str, above: tuple[str, ...] = ()) -> None:
         assert code not in above
