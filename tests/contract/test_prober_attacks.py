@@ -163,7 +163,7 @@ async def test_flood_of_garbage_is_bounded_and_does_not_deafen(mesh: Mesh) -> No
         tracemalloc.start()
         try:
             before = held()
-            for burst in range(200):
+            for burst in range(1000):
                 for number in range(100):
                     attacker.send(kinds[number % 5](), a)
                 await until(lambda done=100 * (burst + 1): a.prober.drops.total() == done, "read all")  # type: ignore[misc]
