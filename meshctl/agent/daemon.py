@@ -70,11 +70,9 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     moves = Moves(book, reconciler, prober, on_map)
     parts = keeper, book, follower.link, reconciler, prober, moves, events
     rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
-    follower.on_order, prober.on_go = rotor.wake.set, moves.go
-    health = Health(prober)
-    health.gaps = rotor.gap_of
+    follower.on_order, prober.on_go, health = rotor.wake.set, moves.go, Health(prober)
     deep = Deep((), peers.others, prober.is_proven, identity.id)
-    health.deep_s = lambda: deep.period_s
+    health.gaps, health.deep_s = rotor.gap_of, lambda: deep.period_s
     sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 
