@@ -73,7 +73,8 @@ def test_who_is_not_root_is_told_what_could_not_be_looked_at() -> None:
         state = Path(place, "state")
         state.mkdir(0o700)  # a directory that nobody may enter, as a member's is
         environment = {**os.environ, "MESHCTL_STATE_DIR": str(state), "MESHCTL_CONFIG": f"{place}/none.toml"}
-        done = subprocess.run((*command, "doctor", "--json"), capture_output=True, text=True, timeout=60, env=environment)
+        words = (*command, "doctor", "--json")
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
     assert "Traceback" not in done.stderr, done.stderr
     rows = {row["code"]: row for row in json.loads(done.stdout)["checks"]}
     for code in ("HOST-FIREWALL", "HOST-CAP", "HOST-STATE", "HOST-AGENT", "HOST-ROUTE"):
