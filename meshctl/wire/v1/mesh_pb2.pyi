@@ -35,16 +35,18 @@ class Hello(_message.Message):
     def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., release: _Optional[str] = ...) -> None: ...
 
 class Challenge(_message.Message):
-    __slots__ = ("protocol", "nonce", "now", "mesh_id")
+    __slots__ = ("protocol", "nonce", "now", "mesh_id", "seen_address")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     NOW_FIELD_NUMBER: _ClassVar[int]
     MESH_ID_FIELD_NUMBER: _ClassVar[int]
+    SEEN_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     nonce: bytes
     now: float
     mesh_id: str
-    def __init__(self, protocol: _Optional[int] = ..., nonce: _Optional[bytes] = ..., now: _Optional[float] = ..., mesh_id: _Optional[str] = ...) -> None: ...
+    seen_address: str
+    def __init__(self, protocol: _Optional[int] = ..., nonce: _Optional[bytes] = ..., now: _Optional[float] = ..., mesh_id: _Optional[str] = ..., seen_address: _Optional[str] = ...) -> None: ...
 
 class Signed(_message.Message):
     __slots__ = ("body", "signature")
