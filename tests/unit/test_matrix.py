@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from coordinator.matrix import Matrix
+from meshctl.agent.health import Health
 from meshctl.cli import grid as show
 from meshctl.errors import ProtocolError
 from meshctl.mesh import integrity, matrix
@@ -113,6 +114,26 @@ def test_fault_that_both_sides_see_is_no_disagreement_and_silence_is_none() -> N
     assert (pair.theirs, pair.disagree) == (None, False)
     assert matrix.counts(silent) == (0, 1)
     assert not list(matrix.complaints(grid([0, WELL], [WELL, 0])))
+
+
+def test_row_is_made_anew_once_in_a_coverage_period_and_is_news_only_when_it_changed() -> None:
+    clock, prober = [100.0], SimpleNamespace(coverage_s=5.0)
+    health = Health(prober, monotonic=lambda: clock[0])  # type: ignore[arg-type]
+    health.expect({B: "n-b"})
+
+    def look(seconds: float, verdict: Verdict) -> bool:
+        clock[0] += seconds
+        health.record(r._replace(at=clock[0], verdict=verdict if r.code == PATH else OK) for r in healthy(B))
+        health.judge()
+        return health.sum_up(A)
+
+    assert look(0, OK)
+    assert not look(4, FAILED)  # not due yet: it changed, and changes back unseen
+    assert not look(2, OK)
+    assert look(5, FAILED)
+    assert health.row
+    assert matrix.unpack(health.row.cells[1]) == (FAILED, Age.FRESH, PATH)
+    assert not look(100, FAILED)
 
 
 # ---- what the coordinator holds --------------------------------------------------------------------------------------
