@@ -86,7 +86,10 @@ def _number(path: Path) -> int:
 def _membership(config: AgentConfig, unseen: dict[str, str]) -> tuple[bool | None, Member | None]:
     store = Store(config.state_dir)
     try:
-        return (True, Member.load(store)) if store.is_joined() else (False, None)
+        (config.state_dir / "membership").stat()  # exists() would take what is hidden from us for absent
+        return True, Member.load(store)
+    except (FileNotFoundError, NotADirectoryError):
+        return False, None
     except PermissionError:
         why = _NOT_ROOT
     except MeshError as error:
@@ -98,13 +101,16 @@ def _membership(config: AgentConfig, unseen: dict[str, str]) -> tuple[bool | Non
 
 def _loose(directory: Path) -> tuple[str, ...] | None:
     """What others than the owner may read. None: nobody lets us look."""
-    try:
-        if not directory.exists():
-            return ()
-        paths = [directory, *(directory / name for name in _SEALED)]
-        return tuple(str(path) for path in paths if path.exists() and path.stat().st_mode & 0o077)
-    except PermissionError:
-        return None
+    found = []
+    for path in (directory, *(directory / name for name in _SEALED)):
+        try:
+            if path.stat().st_mode & 0o077:
+                found.append(str(path))
+        except PermissionError:
+            return None
+        except OSError:  # not there
+            continue
+    return tuple(found)
 
 
 def _agent(picture: dict[str, Any] | None, silence: str, *, joined: bool | None) -> tuple[Verdict, str] | None:
@@ -194,7 +200,10 @@ def _port_holder(
         return ""
     for inode in inodes:
         if pid := owners.get(inode):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            except OSError:  # it ended meanwhile
+                return ""
             ours = Path(words[0]).name == "wireguard-go" and interface in words
             return "" if ours else f"{Path(words[0]).name} (process {pid})"
     if not root:

@@ -59,9 +59,10 @@ def _coordinators(config: AgentConfig, given: str | None) -> tuple[tuple[str, ..
 
     store = Store(config.state_dir)
     try:
-        if not store.is_joined():
-            raise NotJoinedError("this machine is in no mesh", "meshctl netcheck @TOKENFILE")
+        (config.state_dir / "membership").stat()  # exists() would take what is hidden from us for absent
         mesh = Member.load(store).mesh
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotJoinedError("this machine is in no mesh", "meshctl netcheck @TOKENFILE") from None
     except PermissionError as error:
         raise EnvironmentFault("the membership of this machine is for root", "sudo meshctl netcheck") from error
     if not mesh.coordinators:

@@ -175,6 +175,18 @@ def test_row_of_a_map_that_nobody_knows_says_nothing_and_an_endless_one_is_not_k
     assert len(made._rows[B][0].cells) == 5
 
 
+def test_node_that_is_connected_elsewhere_is_named_and_not_shown() -> None:
+    made, _, _ = holding(A, B)
+    made.take(B, MatrixRow(matrix.fingerprint([A, B]), bytes([WELL, 0])))
+    made._presence.is_connected = lambda node: node == A  # type: ignore[method-assign]
+    elsewhere: Any = SimpleNamespace(beat=SimpleNamespace(name="b.example:7443"))
+    made._fleet.where = lambda node: (elsewhere, 0, "ok") if node == B else None  # type: ignore[method-assign]
+    seen = made.grid("lab")
+    assert (seen.lines[1].known, seen.lines[1].connected, seen.lines[1].via) == (False, True, "b.example:7443")
+    assert [show.state(line) for line in seen.lines] == ["no row yet", "not shown: connected at b.example:7443"]
+    assert show.symbols(seen) == [".-", "-."]
+
+
 def test_thousand_nodes_stay_far_below_64_mb(record_property: Callable[[str, object], None]) -> None:
     ids = [NodeId(f"{number:024}") for number in range(1000)]
     made, _, _ = holding(*ids)
