@@ -17,6 +17,7 @@ from coordinator.convergence import Convergence
 from coordinator.feed import Feed
 from coordinator.fleet import Beat, Fleet
 from coordinator.herald import Herald
+from coordinator.matrix import Matrix
 from coordinator.presence import PresenceTable
 from coordinator.pulse import Pulse
 from coordinator.registry import Registry
@@ -53,5 +54,6 @@ def fellowship(
     convergence = Convergence(feed, presence, steady)
     herald = Herald(me, about, registry, feed, presence, convergence, steady)
     asks = Asks(me, registry, feed, presence, fleet)
-    views = Views(mesh, feed, presence, Asymmetry(feed, presence), fleet, herald, Pulse(feed, registry, steady))
+    asymmetry, matrix = Asymmetry(feed, presence), Matrix(feed, presence, fleet, steady)
+    views = Views(mesh, feed, presence, asymmetry, matrix, fleet, herald, Pulse(feed, registry, steady))
     return Fellowship(fleet, herald, asks, convergence, views)

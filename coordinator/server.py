@@ -114,7 +114,7 @@ async def serve(directory: Path, config: CoordinatorConfig, events: Events, say:
         feed = Feed(sealed, gone)
         about = Beat(home(directory), __version__, time.time(), config.advertise)
         fellows = fellowship(authority.mesh, about, sealed, feed, presence)  # before the feed brings what others said
-        gone += [fellows.fleet.forget, fellows.views.asymmetry.forget]
+        gone += [fellows.fleet.forget, fellows.views.asymmetry.forget, fellows.views.matrix.forget]
         await feed.load()
         members = Members(authority.mesh, sealed, feed, events, time.time)
         rotations = Rotations(authority.mesh, sealed, feed, events, time.time, fellows.fleet.is_connected)
@@ -155,7 +155,7 @@ async def _services(
     backend = await _server(sockets / "backend.sock", stack, grpc_server_options())
     rpc.add_EnrolmentServicer_to_server(EnrolmentService(enrolment), backend)
     meshes = MeshService(
-        mesh, views.feed, views.presence, members, events, views.asymmetry, rotations, fellows.views.pulse
+        mesh, views.feed, views.presence, members, events, views.asymmetry, views.matrix, rotations, views.pulse
     )
     backend.add_generic_rpc_handlers((meshes.handlers(),))
     checks: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]

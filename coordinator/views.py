@@ -13,6 +13,7 @@ from coordinator.asymmetry import Asymmetry
 from coordinator.feed import Feed
 from coordinator.fleet import Beat, Fleet, Other
 from coordinator.herald import Herald
+from coordinator.matrix import Matrix
 from coordinator.presence import PresenceTable
 from coordinator.pulse import Pulse
 from meshctl.mesh import rotation
@@ -31,6 +32,7 @@ class Views:
     feed: Feed
     presence: PresenceTable
     asymmetry: Asymmetry
+    matrix: Matrix
     fleet: Fleet
     herald: Herald
     pulse: Pulse

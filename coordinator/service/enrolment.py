@@ -25,11 +25,12 @@ class EnrolmentService(rpc.EnrolmentServicer):  # type: ignore[misc]
 
     @calls.translated
     async def Begin(self, request: Any, context: Context) -> Any:
-        """A nonce to sign, our clock, the mesh's id."""
-        calls.caller(context)
+        """A nonce to sign, our clock, the mesh's id, and where the caller comes from."""
+        seen = str(calls.caller(context).address)
         _small(request)
         protocol = codec.agree(request)
-        return codec.challenge(self._enrolment.nonce(), self._enrolment.authority.mesh.id, protocol, now=time.time())
+        mesh = self._enrolment.authority.mesh
+        return codec.challenge(self._enrolment.nonce(), mesh.id, protocol, seen, now=time.time())
 
     @calls.translated
     async def Join(self, request: Any, context: Context) -> Any:

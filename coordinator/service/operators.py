@@ -12,7 +12,7 @@ from coordinator.records import Why
 from coordinator.rotations import Rotations
 from coordinator.service import calls
 from coordinator.views import Views
-from meshctl.wire import operator, overview, turns
+from meshctl.wire import operator, overview, rows, turns
 from meshctl.wire.v1 import mesh_pb2_grpc as rpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -77,6 +77,11 @@ class OperatorService(rpc.OperatorServicer):  # type: ignore[misc]
         await self._views.pulse.look()
         await self._views.pulse.ask()
         return overview.status_message(self._views.overview())
+
+    @calls.translated
+    async def Matrix(self, request: Any, context: Context) -> Any:
+        """Who tested whom, of the nodes that are connected here."""
+        return rows.grid_message(self._views.matrix.grid(self._views.mesh.name))
 
     @calls.translated
     async def Rotate(self, request: Any, context: Context) -> Any:

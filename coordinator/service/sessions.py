@@ -16,6 +16,7 @@ import grpc
 
 from coordinator.asymmetry import Asymmetry
 from coordinator.feed import Feed
+from coordinator.matrix import Matrix
 from coordinator.members import Members
 from coordinator.passes import Passes
 from coordinator.peer import PeerIdentity
@@ -47,12 +48,13 @@ class MeshService:
         members: Members,
         events: Events,
         asymmetry: Asymmetry,
+        matrix: Matrix,
         rotations: Rotations,
         pulse: Pulse,
     ) -> None:
         self._pulse = pulse
         self._mesh, self._feed, self._presence, self._members, self._events = mesh, feed, presence, members, events
-        self._asymmetry, self._rotations = asymmetry, rotations
+        self._asymmetry, self._matrix, self._rotations = asymmetry, matrix, rotations
         self._streams: dict[NodeId, _Stream] = {}  # the newest of each node
         self.passes = Passes(lambda: len(feed.members))
         feed.on_turn.append(self._turned)
@@ -149,6 +151,8 @@ class MeshService:
         if up.applied is not None:
             self._presence.report(node, up.applied, up.findings or (), now=time.time())
             self._asymmetry.take(node, held.findings)
+        if up.row is not None:
+            self._matrix.take(node, up.row)
         if up.candidates is not None:
             await self._members.set_candidates(node, up.candidates, who.address)
         if up.rotation is not None:

@@ -76,7 +76,7 @@ class Examiner:
             )
         for f in closed:
             self._events.emit(FindingClosed(code=f.code, subject=f.subject, open_s=f.at - f.since, evidence=f.evidence))
-        if opened or closed or self._from.health.verdict != before:
+        if self._from.health.sum_up(me) or opened or closed or self._from.health.verdict != before:
             self._changed()
 
     def _node(self) -> Iterator[Reading]:

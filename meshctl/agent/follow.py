@@ -24,6 +24,7 @@ from meshctl.crypto.identity import Identity
 from meshctl.errors import MeshError, ProtocolError, RefusedError, UnreachableError
 from meshctl.events import Events, SessionClosed, SessionOpened, StatementRefused
 from meshctl.mesh import limits, pacing
+from meshctl.mesh.matrix import MatrixRow
 from meshctl.mesh.model import Candidate, MeshInfo, NodeId
 from meshctl.mesh.rotation import Order
 from meshctl.mesh.rotation import Report as TurnReport
@@ -63,6 +64,7 @@ class Report:
     findings: tuple[FindingRow, ...] = field(compare=False)
     candidates: tuple[Candidate, ...]
     rotation: TurnReport | None = None
+    row: MatrixRow | None = None  # made anew at most once in a coverage period (agent/health.py)
 
     def is_news(self, sent: Report | None) -> bool:
         """Whether to send it. What is said of a turn is said again whenever its author makes it anew."""
@@ -231,6 +233,7 @@ class Follower:
                 await call.write(session.encode_up(UpFrame(again=True)))
             if report and report.is_news(sent):
                 moved = sent is None or report.candidates != sent.candidates
+                said_row = sent.row if sent else None
                 await call.write(
                     session.encode_up(
                         UpFrame(
@@ -238,6 +241,7 @@ class Follower:
                             findings=report.findings,
                             candidates=report.candidates if moved else None,
                             rotation=report.rotation,
+                            row=report.row if report.row != said_row else None,
                         )
                     )
                 )

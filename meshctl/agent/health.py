@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from meshctl.agent.prober import Prober
-from meshctl.mesh import catalogue, integrity, limits
+from meshctl.mesh import catalogue, integrity, limits, matrix
 from meshctl.mesh.catalogue import CATALOGUE, PATH, Verdict
 from meshctl.mesh.integrity import Finding, Key, Reading, Row
+from meshctl.mesh.matrix import MatrixRow
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.probe import Echo
 from meshctl.wire.codec import FindingRow
@@ -41,6 +42,8 @@ class Health:
         self.findings: tuple[Finding, ...] = ()
         self.verdict = integrity.overall(())  # one word for this node
         self.revision = 0  # applied
+        self.row: MatrixRow | None = None  # what the coordinator's matrix is told
+        self._summed_at = float("-inf")
         self._prober, self._monotonic, self._wall = prober, monotonic, wall
         # Seconds that packets to a peer stood still when our key last changed, and when its did; 0: not measured.
         self.gaps: Callable[[NodeId], tuple[float, float]] = lambda _: (0.0, 0.0)
@@ -79,6 +82,15 @@ class Health:
         self.verdict = integrity.overall(self.rows)
         self.findings, opened, closed = integrity.track(self.findings, self.rows, now=now)
         return opened, closed
+
+    def sum_up(self, me: NodeId) -> bool:
+        """The compact row anew, at most once in a coverage period -> whether it has changed."""
+        now, coverage_s = self._monotonic(), self._prober.coverage_s + _SLACK_S
+        if now - self._summed_at < self._prober.coverage_s:
+            return False
+        self._summed_at, before = now, self.row
+        self.row = matrix.row(self.rows, self._names, me, coverage_s=coverage_s, now=now)
+        return self.row != before
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 

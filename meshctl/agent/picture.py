@@ -104,7 +104,8 @@ def report(sources: Sources, candidates: tuple[Candidate, ...]) -> Report | None
     if not outcome.digest:
         return None
     kinds, turn = frozenset((f.code, f.subject, f.verdict) for f in found), sources.rotor.report
-    return Report(outcome.revision, outcome.digest, sources.health.verdict, kinds, found, candidates, turn)
+    verdict, row = sources.health.verdict, sources.health.row
+    return Report(outcome.revision, outcome.digest, verdict, kinds, found, candidates, turn, row)
 
 
 def _peer(

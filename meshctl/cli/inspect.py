@@ -51,11 +51,12 @@ def status(as_json: bool, **flags: object) -> None:
     if as_json:
         terminal.echo_json(picture)
     else:
-        _print(picture)
+        print_status(picture)
     raise click.exceptions.Exit(integrity.exit_code(Verdict(picture["verdict"])))
 
 
-def _print(picture: dict[str, Any]) -> None:
+def print_status(picture: dict[str, Any]) -> None:
+    """Header, one line per peer, and what deserves attention."""
     node, mesh, link, key = picture["node"], picture["mesh"], picture["link"], picture["keys"]
     wireguard = picture["interface"]["kind"]
     applied = f"revision {picture['revision']['applied']} applied {_seconds(picture['revision']['age_s'])} ago"

@@ -19,7 +19,7 @@ class Verbs(terminal.Group):
         {
             **dict.fromkeys(("status", "ping", "health"), "meshctl.cli.inspect"),
             **dict.fromkeys(("logs", "debug"), "meshctl.cli.report"),
-            "keys": "meshctl.cli.keys",
+            **{verb: f"meshctl.cli.{verb}" for verb in ("doctor", "keys", "matrix", "netcheck", "watch")},
         }
     )
 

@@ -214,9 +214,9 @@ def signed(body: bytes, signature: bytes) -> pb.Signed:
     return pb.Signed(body=body, signature=signature)
 
 
-def challenge(nonce: bytes, mesh_id: str, protocol: int, *, now: float) -> pb.Challenge:
+def challenge(nonce: bytes, mesh_id: str, protocol: int, seen_address: str = "", *, now: float) -> pb.Challenge:
     """The answer to Begin."""
-    return pb.Challenge(protocol=protocol, nonce=nonce, now=now, mesh_id=mesh_id)
+    return pb.Challenge(protocol=protocol, nonce=nonce, now=now, mesh_id=mesh_id, seen_address=seen_address)
 
 
 @dataclass(frozen=True, slots=True)

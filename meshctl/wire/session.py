@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 
 from meshctl.mesh import limits
+from meshctl.mesh.matrix import MatrixRow
 from meshctl.mesh.model import Candidate, MeshInfo
 from meshctl.mesh.rotation import Order, Report
-from meshctl.wire import codec, turns
+from meshctl.wire import codec, rows, turns
 from meshctl.wire.codec import FindingRow, strict
 from meshctl.wire.v1 import mesh_pb2 as pb
 
@@ -171,6 +172,7 @@ class UpFrame:
     again: bool = False
     rotation: Report | None = None
     release: str = ""  # of the node, told with `resume`
+    row: MatrixRow | None = None  # when it has changed
 
 
 def encode_up(frame: UpFrame) -> pb.Up:
@@ -189,6 +191,8 @@ def encode_up(frame: UpFrame) -> pb.Up:
         up.candidates.CopyFrom(pb.Candidates(candidates=[codec.candidate_message(c) for c in frame.candidates]))
     if frame.rotation is not None:
         up.rotation.CopyFrom(turns.report_message(frame.rotation))
+    if frame.row is not None:
+        up.row.CopyFrom(rows.row_message(frame.row))
     return up
 
 
@@ -206,4 +210,5 @@ def decode_up(up: pb.Up) -> UpFrame:
         if up.HasField("candidates"):
             candidates = tuple(codec.candidate(c) for c in up.candidates.candidates[: limits.ENDPOINTS_PER_NODE])
         rotation = turns.report(up.rotation) if up.HasField("rotation") else None
-        return UpFrame(resume, applied, candidates, found, up.again, rotation, release)
+        row = rows.row(up.row) if up.HasField("row") else None
+        return UpFrame(resume, applied, candidates, found, up.again, rotation, release, row)

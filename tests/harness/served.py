@@ -26,6 +26,7 @@ from meshctl.agent.book import Book
 from meshctl.agent.follow import Follower, Report
 from meshctl.agent.join import Member
 from meshctl.agent.store import SavedMembership
+from meshctl.mesh.matrix import MatrixRow
 from meshctl.wire import codec, session
 from meshctl.wire.codec import FindingRow, Membership
 from meshctl.wire.v1 import mesh_pb2_grpc as rpc
@@ -57,6 +58,7 @@ class Live:
         self.member = Member(mesh, joined.node, joined.certificate, saved)
         self.findings: tuple[FindingRow, ...] = ()
         self.candidates: tuple[Any, ...] = ()
+        self.row: MatrixRow | None = None
         self.maps = 0
         self.follower = Follower(
             lambda: self.member,
@@ -75,7 +77,7 @@ class Live:
             return None
         digest = self.computer.digest(self.member.mesh, roster)
         found = frozenset((f.code, f.subject, f.verdict) for f in self.findings)
-        return Report(roster.revision, digest, "ok", found, self.findings, self.candidates)
+        return Report(roster.revision, digest, "ok", found, self.findings, self.candidates, row=self.row)
 
     def on_map(self) -> None:
         self.maps += 1

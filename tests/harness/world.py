@@ -104,12 +104,12 @@ class Coordinator:
         self.fleet, self.herald, self.asks = self.fellows.fleet, self.fellows.herald, self.fellows.asks
         self.views = self.fellows.views
         self.asymmetry = self.views.asymmetry
-        self.on_gone.append(self.fleet.forget)
+        self.on_gone += [self.fleet.forget, self.views.matrix.forget]
         self.enrolment = Enrolment(authority, sealed, self.feed, events, clock)
         self.members = Members(authority.mesh, sealed, self.feed, events, clock)
         self.mesh = authority.mesh
         self.rotations = Rotations(authority.mesh, sealed, self.feed, events, clock, self.fleet.is_connected)
-        told = self.members, events, self.asymmetry, self.rotations, self.views.pulse
+        told = self.members, events, self.asymmetry, self.views.matrix, self.rotations, self.views.pulse
         self.service = MeshService(authority.mesh, self.feed, self.presence, *told)
         self._task: asyncio.Task[None] | None = None
 

@@ -35,16 +35,18 @@ class Hello(_message.Message):
     def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., release: _Optional[str] = ...) -> None: ...
 
 class Challenge(_message.Message):
-    __slots__ = ("protocol", "nonce", "now", "mesh_id")
+    __slots__ = ("protocol", "nonce", "now", "mesh_id", "seen_address")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     NOW_FIELD_NUMBER: _ClassVar[int]
     MESH_ID_FIELD_NUMBER: _ClassVar[int]
+    SEEN_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     nonce: bytes
     now: float
     mesh_id: str
-    def __init__(self, protocol: _Optional[int] = ..., nonce: _Optional[bytes] = ..., now: _Optional[float] = ..., mesh_id: _Optional[str] = ...) -> None: ...
+    seen_address: str
+    def __init__(self, protocol: _Optional[int] = ..., nonce: _Optional[bytes] = ..., now: _Optional[float] = ..., mesh_id: _Optional[str] = ..., seen_address: _Optional[str] = ...) -> None: ...
 
 class Signed(_message.Message):
     __slots__ = ("body", "signature")
@@ -159,20 +161,30 @@ class MeshInfo(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., prefix4: _Optional[str] = ..., prefix6: _Optional[str] = ..., coordinators: _Optional[_Iterable[str]] = ..., ca: _Optional[bytes] = ..., incarnation: _Optional[str] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class Up(_message.Message):
-    __slots__ = ("resume", "applied", "candidates", "findings", "again", "rotation")
+    __slots__ = ("resume", "applied", "candidates", "findings", "again", "rotation", "row")
     RESUME_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     FINDINGS_FIELD_NUMBER: _ClassVar[int]
     AGAIN_FIELD_NUMBER: _ClassVar[int]
     ROTATION_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
     resume: Resume
     applied: Applied
     candidates: Candidates
     findings: _containers.RepeatedCompositeFieldContainer[Finding]
     again: bool
     rotation: RotationReport
-    def __init__(self, resume: _Optional[_Union[Resume, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., candidates: _Optional[_Union[Candidates, _Mapping]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., again: _Optional[bool] = ..., rotation: _Optional[_Union[RotationReport, _Mapping]] = ...) -> None: ...
+    row: MatrixRow
+    def __init__(self, resume: _Optional[_Union[Resume, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., candidates: _Optional[_Union[Candidates, _Mapping]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., again: _Optional[bool] = ..., rotation: _Optional[_Union[RotationReport, _Mapping]] = ..., row: _Optional[_Union[MatrixRow, _Mapping]] = ...) -> None: ...
+
+class MatrixRow(_message.Message):
+    __slots__ = ("roster", "cells")
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
+    CELLS_FIELD_NUMBER: _ClassVar[int]
+    roster: bytes
+    cells: bytes
+    def __init__(self, roster: _Optional[bytes] = ..., cells: _Optional[bytes] = ...) -> None: ...
 
 class RotationReport(_message.Message):
     __slots__ = ("rotation", "stage", "statement", "question", "pairs", "proven", "waiting", "out", "into")
@@ -593,3 +605,31 @@ class RotationEnded(_message.Message):
     out: Gaps
     into: Gaps
     def __init__(self, node: _Optional[str] = ..., why: _Optional[str] = ..., pairs: _Optional[int] = ..., proven: _Optional[int] = ..., waiting: _Optional[_Iterable[str]] = ..., out: _Optional[_Union[Gaps, _Mapping]] = ..., into: _Optional[_Union[Gaps, _Mapping]] = ...) -> None: ...
+
+class Grid(_message.Message):
+    __slots__ = ("mesh", "revision", "lines", "cells")
+    MESH_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    CELLS_FIELD_NUMBER: _ClassVar[int]
+    mesh: str
+    revision: int
+    lines: _containers.RepeatedCompositeFieldContainer[GridLine]
+    cells: bytes
+    def __init__(self, mesh: _Optional[str] = ..., revision: _Optional[int] = ..., lines: _Optional[_Iterable[_Union[GridLine, _Mapping]]] = ..., cells: _Optional[bytes] = ...) -> None: ...
+
+class GridLine(_message.Message):
+    __slots__ = ("id", "name", "known", "heard", "connected", "via")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    HEARD_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    VIA_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    known: bool
+    heard: float
+    connected: bool
+    via: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., known: _Optional[bool] = ..., heard: _Optional[float] = ..., connected: _Optional[bool] = ..., via: _Optional[str] = ...) -> None: ...

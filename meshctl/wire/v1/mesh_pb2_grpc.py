@@ -369,6 +369,11 @@ class OperatorStub:
                 request_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.SerializeToString,
                 response_deserializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.CoordinatorStatus.FromString,
                 _registered_method=True)
+        self.Matrix = channel.unary_unary(
+                '/meshctl.wire.v1.Operator/Matrix',
+                request_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.SerializeToString,
+                response_deserializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.Grid.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -441,6 +446,12 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Matrix(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -498,6 +509,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.FromString,
                     response_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.CoordinatorStatus.SerializeToString,
+            ),
+            'Matrix': grpc.unary_unary_rpc_method_handler(
+                    servicer.Matrix,
+                    request_deserializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.FromString,
+                    response_serializer=meshctl_dot_wire_dot_v1_dot_mesh__pb2.Grid.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -798,6 +814,33 @@ class Operator:
             '/meshctl.wire.v1.Operator/Status',
             meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.SerializeToString,
             meshctl_dot_wire_dot_v1_dot_mesh__pb2.CoordinatorStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Matrix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshctl.wire.v1.Operator/Matrix',
+            meshctl_dot_wire_dot_v1_dot_mesh__pb2.Nothing.SerializeToString,
+            meshctl_dot_wire_dot_v1_dot_mesh__pb2.Grid.FromString,
             options,
             channel_credentials,
             insecure,
