@@ -2,7 +2,8 @@
 
 An experiment tries one peer and returns Readings; it never judges another check. They run alone, one peer at a time, by
 the schedule, at once for a peer that is new or whose keys changed, and again for one with which something is wrong: of
-those the one that was tried longest ago, every AGAIN_EVERY_S. Nothing here knows what an experiment does.
+those the one that was tried longest ago, every AGAIN_EVERY_S. What could not be told is tried again once. Nothing here
+knows what an experiment does.
 """
 
 from __future__ import annotations
@@ -88,7 +89,11 @@ class Deep:
                 why = error.what if isinstance(error, MeshError) else f"not done within {WITHIN_S:.0f} s"
                 now = self._monotonic()
                 found = [Reading(code, peer.id, Verdict.UNKNOWN, now, short(why)) for code in experiment.codes]
-            self.readings.update((reading[:2], reading) for reading in found)
+            for reading in found:
+                before = self.readings.get(reading[:2])
+                if reading.verdict is Verdict.UNKNOWN and (before is None or before.verdict is not Verdict.UNKNOWN):
+                    self.soon(peer.id)  # it may be the moment's; once, as it may also be for good
+                self.readings[reading[:2]] = reading
 
     def _due(self) -> Node | None:
         """Who has not been tried with its present key, else whose turn it is."""

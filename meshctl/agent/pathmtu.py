@@ -18,7 +18,7 @@ from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.sizing import Answer, Line, Sizing
 from meshctl.agent.store import Store
 from meshctl.errors import EnvironmentFault, UnreachableError
-from meshctl.mesh import judges, topology
+from meshctl.mesh import judges, limits, topology
 from meshctl.mesh.catalogue import INTACT, PATH_MTU
 from meshctl.mesh.integrity import Reading
 from meshctl.mesh.model import Node, NodeId
@@ -83,9 +83,10 @@ class PathTrial:
                 break
         if talk.last is None:
             raise UnreachableError("no size echo is answered", "an agent of an earlier release has none")
+        if min(talk.last.mtu, self._reconciler.mtu) < limits.MIN_MTU_BYTES:
+            raise UnreachableError("one end does not know its own MTU yet", "it is tried again")
         route_here = self._route(peer.id)
         full_out, full_in = (min(mtu, LARGEST_BYTES + line.overhead) for mtu in (self._reconciler.mtu, talk.last.mtu))
-        full_in = max(full_in, SMALL_BYTES)
         whole = False
         for out, back in ((MIDDLE_BYTES, MIDDLE_BYTES), (full_out, full_in), (full_out, full_in)):
             whole = (await self._try(talk, out, back) and out == full_out) or whole

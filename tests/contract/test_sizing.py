@@ -220,6 +220,13 @@ async def test_healthy_pair(ends: tuple[End, End]) -> None:
     assert not a.kernel.wake.is_set()
 
 
+async def test_an_agent_that_has_made_no_pass_yet_is_no_narrow_path(ends: tuple[End, End]) -> None:
+    a, b = ends
+    b.kernel.mtu = 0
+    with pytest.raises(UnreachableError, match="does not know its own MTU yet"):
+        await a.run(b)
+
+
 async def test_jumbo_frames_that_the_path_does_not_carry(ends: tuple[End, End]) -> None:
     a, b = ends
     a.kernel.mtu, b.path = 8920, over(1440)

@@ -7,6 +7,7 @@ fault behind decryption. MESH-PATH-002 and MESH-INT-001; meets NET-7.
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import socket
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ FULL = 1420
 
 @dataclass
 class Scene:
+    lab: Lab
     a: Node
     b: Node
 
@@ -34,7 +36,7 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     with Lab() as lab:
-        yield Scene(*lab.members("a", "b"))
+        yield Scene(lab, *lab.members("a", "b"))
 
 
 @contextlib.contextmanager
@@ -191,3 +193,32 @@ def test_payload_altered_behind_decryption_is_critical(scene: Scene) -> None:
     all_is_well(scene)
     until(lambda: told(a, "finding.closed", INTACT), FOUND_S, "it closes")
     assert a.meshctl("status").returncode == 0
+
+
+def test_jumbo_frames_are_used_where_the_path_carries_them_and_found_where_it_does_not(scene: Scene) -> None:
+    a, b, hub = scene.a, scene.b, scene.lab.hub
+    all_is_well(scene)
+    ports = [link["ifname"] for link in json.loads(hub.command("ip", "-j", "link", "show", "master", "wire"))]
+    for port in ports:
+        hub.command("ip", "link", "set", port, "mtu", "9000")
+    for node in (a, b):
+        node.ns.command("ip", "link", "set", "eth0", "mtu", "9000")
+    full = 9000 - limits.WIREGUARD_OVERHEAD_BYTES
+    for node in (a, b):
+        until(
+            lambda n=node: says(n, PATH_MTU, "ok", f"{full} bytes pass outbound, {full} inbound"),
+            FOUND_S, f"{node.name}: jumbo frames pass",
+        )  # fmt: skip
+    assert says(a, INTACT, "ok", f"up to {full} bytes outbound")
+
+    hub.command("ip", "link", "set", ports[-1], "mtu", "1500")  # one switch that knows no jumbo frames drops them
+    passes = (1500 - WIREGUARD_BYTES) // 16 * 16
+    words = f"over {passes} of {full} bytes vanish outbound", f"over {passes} of {full} bytes vanish inbound"
+    for node, peer in ((a, b), (b, a)):
+        until(lambda n=node: says(n, PATH_MTU, "degraded", *words), FOUND_S, f"{node.name}: the routes keep to it")
+        assert f"mtu lock {passes}" in route(node, peer)
+    assert datagram_arrives(a, b, full)
+    assert stream_arrives(a, b)
+    hub.command("ip", "link", "set", ports[-1], "mtu", "9000")
+    all_is_well(scene)
+    until(lambda: not route(a, b) and not route(b, a), FOUND_S, "the routes are gone")

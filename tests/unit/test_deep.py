@@ -127,6 +127,17 @@ async def test_who_has_something_wrong_is_tried_again_one_every_ten_seconds_the_
     assert await stage.go() == [], "all is well"
 
 
+async def test_what_could_not_be_told_is_tried_again_once() -> None:
+    stage = Stage()
+    stage.deep._next_at = float("inf")
+    stage.peers = stage.peers[:1]
+    stage.trial.fault = TimeoutError()
+    assert len(await stage.go()) == 2, "as new, and once more"
+    for _ in range(3):
+        stage.now += 10.0
+        assert await stage.go() == []
+
+
 async def test_a_reason_to_try_a_peer_is_heard_once_and_ends_with_the_peer() -> None:
     stage = Stage()
     await stage.go()
