@@ -2,8 +2,8 @@
 
 An experiment tries one peer and returns Readings; it never judges another check. They run alone, one peer at a time, by
 the schedule, at once for a peer that is new or whose keys changed, and again for one with which something is wrong: of
-those the one that was tried longest ago, every AGAIN_EVERY_S. What could not be told is tried again once. Nothing here
-knows what an experiment does.
+those the one that was tried longest ago, every AGAIN_EVERY_S, and the first time at once. What could not be told is
+tried again once. Nothing here knows what an experiment does.
 """
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ class Deep:
                 before = self.readings.get(reading[:2])
                 if reading.verdict is Verdict.UNKNOWN and (before is None or before.verdict is not Verdict.UNKNOWN):
                     self.soon(peer.id)  # it may be the moment's; once, as it may also be for good
+                elif reading.verdict in _WRONG and (before is None or before.verdict not in _WRONG):
+                    self._again_at = self._monotonic()  # chance, or a remedy that is in force by now: look at once
                 self.readings[reading[:2]] = reading
 
     def _due(self) -> Node | None:

@@ -85,7 +85,6 @@ class PathTrial:
             raise UnreachableError("no size echo is answered", "an agent of an earlier release has none")
         if min(talk.last.mtu, self._reconciler.mtu) < limits.MIN_MTU_BYTES:
             raise UnreachableError("one end does not know its own MTU yet", "it is tried again")
-        route_here = self._route(peer.id)
         full_out, full_in = (min(mtu, LARGEST_BYTES + line.overhead) for mtu in (self._reconciler.mtu, talk.last.mtu))
         whole = False
         for out, back in ((MIDDLE_BYTES, MIDDLE_BYTES), (full_out, full_in), (full_out, full_in)):
@@ -102,7 +101,7 @@ class PathTrial:
         await self._learn(peer, talk, outward, inward)
         now = self._monotonic()
         return (
-            judges.path_mtu(peer.id, outward, inward, route_here, talk.last.route, now=now),
+            judges.path_mtu(peer.id, outward, inward, self._route(peer.id), talk.last.route, now=now),
             judges.intact(peer.id, talk.out, talk.back, now=now),
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -115,6 +116,16 @@ async def test_sizes_and_digests_of_both_directions(ends: tuple[End, End]) -> No
     assert await a.sizing.exchange(line, 200, 200, 0.05) is None
     assert not a.sizing._asked
     assert not a.member.prober.drops + b.member.prober.drops
+
+
+async def test_where_only_ipv6_is_there_it_is_used(ends: tuple[End, End]) -> None:
+    a, b = ends
+    a.member.prober.close(socket.AF_INET)
+    line = a.sizing.line(b.member.node.id)
+    assert (line.sock.family, line.overhead) == (socket.AF_INET6, 48)
+    assert "1420 bytes pass outbound, 1420 inbound" in (await a.run(b))[PATH_MTU].evidence
+    b.path = lambda datagram: datagram if len(datagram) + 48 <= 1296 else None
+    assert "over 1296 of 1420 bytes vanish outbound" in (await a.run(b))[PATH_MTU].evidence
 
 
 async def test_without_a_socket_or_a_peer_there_is_a_reason(ends: tuple[End, End]) -> None:

@@ -10,7 +10,8 @@ import contextlib
 import json
 import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,15 +125,24 @@ def test_healthy_pair_passes_full_size_and_intact(scene: Scene) -> None:
         assert not told(node, "finding.opened", INTACT)
 
 
-def test_narrow_direction_is_found_named_and_routed_around_until_it_is_wide(scene: Scene) -> None:
+def test_narrow_direction_is_found_named_and_routed_around_until_it_is_wide(
+    scene: Scene, record_property: Callable[[str, object], None]
+) -> None:
     a, b = scene.a, scene.b
     all_is_well(scene)
     passes = (1400 - WIREGUARD_BYTES) // 16 * 16
     words = f"packets over {passes} of {FULL} bytes vanish"
     with narrow(b, a, 1400):
+        begun = time.monotonic()
         assert not datagram_arrives(a, b, FULL), "the control: nothing is routed around yet"
-        until(lambda: says(a, PATH_MTU, "failed", f"{words} outbound"), FOUND_S, "the sender says which direction")
+        # Failed for a second or two, until it was tried again with the route in force; the examiner may miss that.
+        found = lambda: any(says(a, PATH_MTU, bad, f"{words} outbound") for bad in ("failed", "degraded"))  # noqa: E731
+        until(found, FOUND_S, "the sender says which direction")
+        record_property("figure", f"narrow path found: {time.monotonic() - begun:.1f} s")
+        until(lambda: f"mtu lock {passes}" in route(a, b), FOUND_S, "the route is set")
+        record_property("figure", f"narrow path has its route: {time.monotonic() - begun:.1f} s")
         until(lambda: says(a, PATH_MTU, "degraded", "the routes keep to it"), FOUND_S, "the route is in force")
+        record_property("figure", f"narrow path degraded only: {time.monotonic() - begun:.1f} s")
         assert f"mtu lock {passes}" in route(a, b)
         assert f"mtu lock {passes}" in route(a, b, v6=True)
         assert any(passes_words(e, a, b, passes) for e in a.events("interface.step-applied"))
@@ -142,16 +152,19 @@ def test_narrow_direction_is_found_named_and_routed_around_until_it_is_wide(scen
         assert stream_arrives(b, a)
         until(lambda: told(a, "finding.opened", PATH_MTU), FOUND_S, "the finding is open")
         assert says(a, INTACT, "ok")
+        assert "route" not in a.meshctl("plan").stdout, "what an agent has learned is part of anybody's plan"
 
-        begun = len(a.events("agent.started"))
+        runs = len(a.events("agent.started"))
         a.stop(signal.SIGKILL)
         a.up()
-        until(lambda: len(a.events("agent.started")) > begun and a.proves("b"), READY_S, "the agent is back")
+        until(lambda: len(a.events("agent.started")) > runs and a.proves("b"), READY_S, "the agent is back")
         assert f"mtu lock {passes}" in route(a, b), "a restarted agent knows what it had learned"
         assert not [e for e in a.events("interface.step-applied") if e["step"] == "remove-route"]
         until(lambda: says(a, PATH_MTU, "degraded", words), FOUND_S, "and finds it again")
         until(lambda: len(told(a, "finding.opened", PATH_MTU)) > 1, FOUND_S, "the new process opens it, too")
+    begun = time.monotonic()
     all_is_well(scene)
+    record_property("figure", f"path wide again, said by both ends: {time.monotonic() - begun:.1f} s")
     until(lambda: not route(a, b) and not route(a, b, v6=True) and not route(b, a), FOUND_S, "the routes are gone")
     until(lambda: told(a, "finding.closed", PATH_MTU), FOUND_S, "the finding is closed")
 
@@ -177,7 +190,9 @@ def test_a_path_too_narrow_for_ipv6_stays_failed_and_ipv4_works(scene: Scene) ->
     all_is_well(scene)
 
 
-def test_payload_altered_behind_decryption_is_critical(scene: Scene) -> None:
+def test_payload_altered_behind_decryption_is_critical(
+    scene: Scene, record_property: Callable[[str, object], None]
+) -> None:
     a, b = scene.a, scene.b
     all_is_well(scene)
     flip = (
@@ -185,8 +200,10 @@ def test_payload_altered_behind_decryption_is_critical(scene: Scene) -> None:
         "@th,3200,32 set 0xa5a5a5a5 udp checksum set 0"
     )
     with rule(b, flip):
+        begun = time.monotonic()
         until(lambda: says(a, INTACT, "failed", "altered outbound"), FOUND_S, "the sender hears of it")
         until(lambda: says(b, INTACT, "failed", "altered inbound"), FOUND_S, "the receiver sees it")
+        record_property("figure", f"altered payload found by both ends: {time.monotonic() - begun:.1f} s")
         assert until(lambda: told(a, "finding.opened", INTACT), FOUND_S, "it opens")[-1]["severity"] == "critical"
         assert a.meshctl("status").returncode == 2
         assert says(a, PATH_MTU, "ok"), "altered packets have arrived"

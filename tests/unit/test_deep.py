@@ -127,6 +127,17 @@ async def test_who_has_something_wrong_is_tried_again_one_every_ten_seconds_the_
     assert await stage.go() == [], "all is well"
 
 
+async def test_what_went_wrong_is_looked_at_again_at_once_whatever_else_was_just_tried() -> None:
+    stage = Stage()
+    await stage.go()
+    stage.deep._next_at = float("inf")
+    stage.trial.bad, stage.trial.verdict = frozenset({stage.peers[1].id}), Verdict.FAILED
+    stage.deep.soon(stage.peers[1].id)
+    assert await stage.go() == [stage.peers[1].id] * 2
+    stage.now += 9.0
+    assert await stage.go() == []
+
+
 async def test_what_could_not_be_told_is_tried_again_once() -> None:
     stage = Stage()
     stage.deep._next_at = float("inf")
