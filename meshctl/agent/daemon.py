@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable, Iterable
 
 from meshctl import __version__
@@ -22,6 +23,7 @@ from meshctl.agent.examine import Examiner
 from meshctl.agent.follow import Follower, Report
 from meshctl.agent.health import Health
 from meshctl.agent.moves import Moves
+from meshctl.agent.pathmtu import PathTrial
 from meshctl.agent.peers import Peers
 from meshctl.agent.picture import Sources, picture, report
 from meshctl.agent.prober import Prober
@@ -62,20 +64,19 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     peers = Peers(book, lambda: reconciler, identity.id)
     prober = Prober(identity, peers.endpoint_of, surroundings.seen, peers.may_ping)
     reconciler = Reconciler(
-        device,
-        surroundings,
-        lambda mtu: desire(config, keeper, book, surroundings, rotor.identity, mtu),
-        events,
-        started=lambda keys: prober.kick(peers.behind(keys)),
+        device, surroundings,
+        lambda mtu: desire(config, keeper, book, surroundings, rotor.identity, mtu, path.narrow),
+        events, started=lambda keys: prober.kick(peers.behind(keys)),
         moved=lambda: examiner.soon.set(),  # noqa: PLW0108 - made below
-    )
+    )  # fmt: skip
     follower = Follower(lambda: keeper.member, identity, book, told, on_map, keeper.renew, keeper.adopt, events)
     moves = Moves(book, reconciler, prober, on_map)
     parts = keeper, book, follower.link, reconciler, prober, moves, events
     rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
     follower.on_order, prober.on_go, health = rotor.wake.set, moves.go, Health(prober)
-    control, deep = ControlCheck(follower.link), Deep((), peers.others, prober.is_proven, identity.id)
-    health.gaps, health.deep_s = rotor.gap_of, lambda: deep.period_s
+    path = PathTrial(identity.id, prober, reconciler, store, peers.others, time.monotonic)
+    control, deep = ControlCheck(follower.link), Deep((path,), peers.others, prober.is_proven, identity.id)
+    path.sizing.on_narrow, health.gaps, health.deep_s = deep.soon, rotor.gap_of, lambda: deep.period_s
     sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep, control)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 
@@ -93,8 +94,7 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
 
 
 async def _end(servers: Iterable[Server], store: Store, book: Book, device: Device, events: EventLog) -> None:
-    for server in servers:
-        await server.close()
+    await loops.close(servers)
     await loops.save_map(store, book)
     await device.close()
     events.emit(AgentStopped(why="asked to"))

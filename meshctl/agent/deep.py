@@ -1,7 +1,9 @@
 """The deep experiments: what is too dear to try with every echo, one peer after the other (NET-7).
 
 An experiment tries one peer and returns Readings; it never judges another check. They run alone, one peer at a time, by
-the schedule, and at once for a peer that is new or whose keys changed. Nothing here knows what an experiment does.
+the schedule, at once for a peer that is new or whose keys changed, and again for one with which something is wrong: of
+those the one that was tried longest ago, every AGAIN_EVERY_S, and the first time at once. What could not be told is
+tried again once. Nothing here knows what an experiment does.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from meshctl.mesh.model import Node, NodeId
 from meshctl.mesh.spans import short
 
 LOOK_EVERY_S: Final = 1.0  # for who is new
-WITHIN_S: Final = 30.0  # for all experiments with one peer
+AGAIN_EVERY_S: Final = 10.0  # one of the peers with which something is wrong
+WITHIN_S: Final = 30.0  # for one experiment with one peer
+_ASKED_MOST: Final = 64  # one at a time is tried: more are in their turn before that
+_WRONG: Final = (Verdict.FAILED, Verdict.DEGRADED)
 
 
 class Experiment(Protocol):
@@ -49,11 +54,18 @@ class Deep:
         self._monotonic = monotonic
         self._tried: dict[NodeId, bytes] = {}  # fingerprint of the statement that a peer had when last tried
         self._turn, self._next_at = 0, monotonic()
+        self._again_at = self._next_at
+        self._asked: set[NodeId] = set()
 
     @property
     def period_s(self) -> float:
         """Seconds within which every peer is tried."""
         return schedule.deep_period_s(1 + sum(1 for _ in self._peers()))
+
+    def soon(self, peer: NodeId) -> None:
+        """There is a reason to try this peer before its turn; as one of those with which something is wrong."""
+        if len(self._asked) < _ASKED_MOST:
+            self._asked.add(peer)
 
     async def run(self) -> None:
         """For ever."""
@@ -66,7 +78,9 @@ class Deep:
 
     async def examine(self, peer: Node) -> None:
         """All experiments with one peer."""
+        self._tried.pop(peer.id, None)  # the order is that of trying
         self._tried[peer.id] = peer.statement.fingerprint
+        self._asked.discard(peer.id)
         for experiment in self._experiments:
             try:
                 async with asyncio.timeout(WITHIN_S):
@@ -75,18 +89,31 @@ class Deep:
                 why = error.what if isinstance(error, MeshError) else f"not done within {WITHIN_S:.0f} s"
                 now = self._monotonic()
                 found = [Reading(code, peer.id, Verdict.UNKNOWN, now, short(why)) for code in experiment.codes]
-            self.readings.update((reading[:2], reading) for reading in found)
+            for reading in found:
+                before = self.readings.get(reading[:2])
+                if reading.verdict is Verdict.UNKNOWN and (before is None or before.verdict is not Verdict.UNKNOWN):
+                    self.soon(peer.id)  # it may be the moment's; once, as it may also be for good
+                elif reading.verdict in _WRONG and (before is None or before.verdict not in _WRONG):
+                    self._again_at = self._monotonic()  # chance, or a remedy that is in force by now: look at once
+                self.readings[reading[:2]] = reading
 
     def _due(self) -> Node | None:
         """Who has not been tried with its present key, else whose turn it is."""
         peers = {node.id: node for node in self._peers()}
         for gone in self._tried.keys() - peers.keys():
             del self._tried[gone]
+            self._asked.discard(gone)
             self.readings = {key: reading for key, reading in self.readings.items() if key[1] != gone}
         for node in peers.values():
             if self._tried.get(node.id) != node.statement.fingerprint and self._is_proven(node.id):
                 return node
         now = self._monotonic()
+        if now >= self._again_at:
+            wrong = self._asked | {NodeId(r.subject) for r in self.readings.values() if r.verdict in _WRONG}
+            for node_id in self._tried:
+                if node_id in wrong and self._is_proven(node_id):
+                    self._again_at = now + AGAIN_EVERY_S
+                    return peers[node_id]
         if not peers or now < self._next_at:
             return None
         self._next_at = max(self._next_at + schedule.deep_every_s(len(peers) + 1), now)

@@ -15,6 +15,7 @@ from meshctl.config import AgentConfig
 from meshctl.crypto.identity import Identity
 from meshctl.events import Unheard
 from meshctl.mesh import limits, topology
+from meshctl.mesh.model import NodeId
 from meshctl.mesh.plan import Step
 
 
@@ -27,12 +28,13 @@ def restore(store: Store, keeper: Keeper) -> Book:
 
 
 def desire(
-    config: AgentConfig, keeper: Keeper, book: Book, surroundings: Surroundings, identity: Identity, mtu: int
-) -> Desire:
+    config: AgentConfig, keeper: Keeper, book: Book, surroundings: Surroundings, identity: Identity, mtu: int,
+    narrow: tuple[tuple[NodeId, int], ...],
+) -> Desire:  # fmt: skip
     """What the reconciler works towards, put together anew at every pass."""
     member = keeper.member
     keepalive = limits.KEEPALIVE_S if surroundings.behind_nat else 0
-    me = topology.Me(member.node.id, identity.wireguard, config.interface, config.listen_port, mtu, keepalive)
+    me = topology.Me(member.node.id, identity.wireguard, config.interface, config.listen_port, mtu, keepalive, narrow)
     return Desire(member.mesh, me, book.roster.nodes.get(member.node.id, member.node), book.roster)
 
 
@@ -41,5 +43,5 @@ async def dry_run(config: AgentConfig, store: Store, device: Device) -> tuple[St
     identity, unheard = store.identity(), Unheard()
     keeper = Keeper(store, identity, lambda: None, unheard)
     book, surroundings = restore(store, keeper), Surroundings(config.endpoint, config.listen_port)
-    wanted = lambda mtu: desire(config, keeper, book, surroundings, identity, mtu)  # noqa: E731
+    wanted = lambda mtu: desire(config, keeper, book, surroundings, identity, mtu, store.narrow())  # noqa: E731
     return await Reconciler(device, surroundings, wanted, unheard, started=lambda _: None, moved=lambda: None).plan()

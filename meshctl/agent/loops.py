@@ -109,6 +109,12 @@ async def serve(
     return local, public
 
 
+async def close(servers: Iterable[Server]) -> None:
+    """All that `serve` opened."""
+    for server in servers:
+        await server.close()
+
+
 async def announce(prober: Prober, reconciler: Reconciler, book: Book, me: NodeId, say: Callable[[str], None]) -> None:
     """Say once that a tunnel was proven, or that there is nobody to prove it with; then be done."""
     while reconciler.outcome.revision == 0:

@@ -33,6 +33,9 @@ _READS_PER_WAKE: Final = 64  # a flood must not starve the other loops of the pr
 _WAITING_PER_PEER: Final = 8
 _EXTRA_PER_ROUND: Final = 32  # suspect or overdue peers on top of the schedule
 _SEQUENCES_PER_S: Final = 8  # a restarted node begins above what it used: it may have pinged a peer this often
+# linux/in.h, linux/in6.h: IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, IP_PMTUDISC_PROBE
+_WHOLE: Final = {socket.AF_INET: (socket.IPPROTO_IP, 10), socket.AF_INET6: (socket.IPPROTO_IPV6, 23)}
+_PMTUDISC_PROBE: Final = 3
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 _GONE: Final = frozenset({errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV})  # the socket's own address is no more
 
@@ -224,6 +227,8 @@ class Prober:
             if family not in self._sockets:
                 sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
                 try:
+                    # Whole or not at all, whatever a route says: the size echoes share this port.
+                    sock.setsockopt(*_WHOLE[family], _PMTUDISC_PROBE)
                     sock.bind((str(address), limits.PROBE_PORT))
                 except OSError:
                     sock.close()

@@ -17,7 +17,7 @@ from meshctl.agent.device import Device
 from meshctl.errors import MeshError
 from meshctl.events import Events, StepApplied, StepFailed
 from meshctl.mesh import interface, limits, liveness, topology
-from meshctl.mesh.interface import Interface, Observation, Session
+from meshctl.mesh.interface import Interface, Observation, Route, Session
 from meshctl.mesh.keys import PrivateKey, PublicKey
 from meshctl.mesh.model import Endpoint, MeshInfo, Node, Roster
 from meshctl.mesh.plan import RemovePeer, RestartPeer, SetPrivateKey, Step, diff
@@ -140,6 +140,16 @@ class Reconciler:
             self._settled = None
         self._events.emit(StepApplied.of(step, self._desire(self._mtu).me.interface))
         return at
+
+    @property
+    def mtu(self) -> int:
+        """Bytes of the largest packet inside the tunnel; 0 before the first pass."""
+        return self._mtu
+
+    @property
+    def routes(self) -> frozenset[Route]:
+        """What the kernel held after the last pass that changed something."""
+        return self._fitting.routes if self._fitting else frozenset()
 
     @property
     def pass_s(self) -> float:

@@ -42,6 +42,7 @@ _UNREACHABLE: Final = 7
 _PROTO_KERNEL: Final = 2
 _PROTO_MESHCTL: Final = 109  # in /etc/iproute2/rt_protos nobody has it; it marks our fail-closed routes as ours
 _V6_METRIC: Final = 1024  # IP6_RT_PRIO_USER: what the kernel makes of no metric
+_LOCK_MTU: Final = 1 << 2  # RTAX_MTU
 _IFF_UP: Final = 1
 _TUNNELS: Final = {"wireguard", "tun"}
 _NO_ROUTE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
@@ -259,7 +260,9 @@ class Host:
     async def add_route(self, route: Route) -> None:
         """Add, in place of any route of the same prefix and metric."""
         with _translated():
-            await self._ipr.route("replace", proto=_PROTO_MESHCTL, **await self._specified(route))
+            # Locked: packets are fragmented down to it, and what a router claims does not change it.
+            metrics = {"metrics": {"mtu": route.mtu, "lock": _LOCK_MTU}} if route.mtu else {}
+            await self._ipr.route("replace", proto=_PROTO_MESHCTL, **metrics, **await self._specified(route))
         if route.unreachable:
             self._fail_closed.add(route.prefix)
 
@@ -274,7 +277,9 @@ class Host:
         target: dict[str, object] = {"dst": str(route.prefix), "table": _MAIN_TABLE}
         if route.metric:
             target["priority"] = route.metric
-        return target | ({"type": "unreachable"} if route.unreachable else {"oif": await self._index()})
+        if route.unreachable:
+            return target | {"type": "unreachable"}
+        return target | {"oif": await self._index()}
 
     async def underlay_mtu(self) -> int:
         """See Device: the default route's device, else the least of all that are up and no tunnel."""
@@ -333,9 +338,8 @@ def _route(message: Any) -> Route:
     base = message.get("dst") or ("::" if version6 else "0.0.0.0")
     metric = message.get("priority") or 0
     unreachable = message["type"] == _UNREACHABLE
-    return Route(
-        network(f"{base}/{message['dst_len']}"), unreachable, 0 if version6 and metric == _V6_METRIC else metric
-    )
+    prefix, mtu = network(f"{base}/{message['dst_len']}"), message.get(("metrics", "mtu")) or 0
+    return Route(prefix, unreachable, 0 if version6 and metric == _V6_METRIC else metric, mtu)
 
 
 def _is_foreign(message: Any) -> bool:

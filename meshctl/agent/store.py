@@ -18,6 +18,7 @@ from meshctl.crypto import sealing
 from meshctl.crypto.identity import Identity
 from meshctl.errors import EnvironmentFault, NotJoinedError, TrustError
 from meshctl.mesh.keys import PrivateKey
+from meshctl.mesh.model import NodeId
 from meshctl.mesh.rotation import Stage
 
 
@@ -169,7 +170,20 @@ class Store:
         except (TrustError, msgspec.DecodeError):
             return None
 
+    def save_narrow(self, narrow: tuple[tuple[NodeId, int], ...]) -> None:
+        """Peers that only packets of so many bytes reach: a restarted agent must not take their routes away."""
+        self._seal("narrow", msgspec.msgpack.encode(narrow))
+
+    def narrow(self) -> tuple[tuple[NodeId, int], ...]:
+        """Nothing when there is no such file or it does not open: it is learned again."""
+        try:
+            raw = self._open("narrow")
+            found = msgspec.msgpack.decode(raw, type=tuple[tuple[str, int], ...]) if raw is not None else ()
+        except (TrustError, msgspec.DecodeError):
+            return ()
+        return tuple((NodeId(peer), size) for peer, size in found)
+
     def forget(self) -> None:
         """Remove everything of this membership, keys included (meshctl leave)."""
-        for name in ("membership", "map", "identity", "rotation", "seal.key", "guard.nft", "agent.sock"):
+        for name in ("membership", "map", "identity", "rotation", "narrow", "seal.key", "guard.nft", "agent.sock"):
             (self.directory / name).unlink(missing_ok=True)

@@ -62,6 +62,7 @@ _W, _C = Severity.WARNING, Severity.CRITICAL
 DRIFT, LAG, ROUTE, ROTATION = "MESH-CFG-001", "MESH-CFG-002", "MESH-ROUTE-001", "MESH-ROT-001"
 HANDSHAKE, PATH, IDENTITY = "MESH-HS-001", "MESH-PATH-001", "MESH-ID-001"
 KEY, CLOCK, ASYMMETRY, CIPHER = "MESH-KEY-001", "MESH-CLK-001", "MESH-ASY-001", "MESH-ENC-003"
+PATH_MTU, INTACT = "MESH-PATH-002", "MESH-INT-001"
 
 CATALOGUE: Final[Mapping[str, Check]] = {
     check.code: check
@@ -80,6 +81,14 @@ CATALOGUE: Final[Mapping[str, Check]] = {
         Check(PATH, "peer-reachable", _W, Scope.PEER, "both directions carry packets",
               "authenticated echoes: loss, round trip, jitter", (HANDSHAKE, IDENTITY), 2.0,
               "is the peer up? meshctl status on its side; then firewalls between the two endpoints"),
+        Check(PATH_MTU, "path-mtu", _W, Scope.PEER, "full-size packets pass in both directions",
+              "unfragmented echoes of rising size, each lost one beside a small one that came back", (PATH,), 2.0,
+              "find what drops large UDP between the endpoints; until then the routes to the peer have a smaller MTU",
+              deep=True),
+        Check(INTACT, "payload-intact", _C, Scope.PEER, "bytes arrive unchanged",
+              "random payloads of several sizes each way, digests in authenticated headers", (PATH,), 0.0,
+              "something alters packets after decryption: look for nft or tc rules on the mesh interface, then memory",
+              deep=True),
         Check(IDENTITY, "peer-identity", _C, Scope.PEER, "the other end is the node in the registry",
               "tag of the echo, bound to both key statements", (), 15.0,
               "somebody answers at this address without the node's keys: revoke the node until you know why"),

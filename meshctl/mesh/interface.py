@@ -44,11 +44,20 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route of the main table. `unreachable` ones are the fail-closed route: they hold when the interface is gone."""
+    """A route of the main table. `unreachable` ones are the fail-closed route: they hold when the interface is gone.
+
+    `mtu`: bytes of the largest packet, locked; 0 = the interface's. It is no part of what tells two routes apart.
+    """
 
     prefix: Network
     unreachable: bool = False
     metric: int = 0
+    mtu: int = 0
+
+    @property
+    def place(self) -> tuple[Network, bool, int]:
+        """Of two routes with one place the kernel keeps the one that was added last."""
+        return self.prefix, self.unreachable, self.metric
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,11 @@ from meshctl.mesh.catalogue import (
     DRIFT,
     HANDSHAKE,
     IDENTITY,
+    INTACT,
     KEY,
     LAG,
     PATH,
+    PATH_MTU,
     ROTATION,
     ROUTE,
     Verdict,
@@ -27,6 +29,7 @@ from meshctl.mesh.catalogue import (
 from meshctl.mesh.hello import WEAK, Suite, chosen, is_refusal
 from meshctl.mesh.integrity import Reading, Row
 from meshctl.mesh.model import NodeId
+from meshctl.mesh.pathmtu import Payloads, Width
 from meshctl.mesh.probe import DOWN_AFTER, LOSSY_ABOVE, Echo
 from meshctl.mesh.spans import DAY_S, ago, short, span
 
@@ -102,6 +105,46 @@ def path(peer: NodeId, echo: Echo, *, now: float) -> Reading:
         words = f"rtt {echo.rtt_s * 1e3:.1f} ms, jitter {echo.jitter_s * 1e3:.1f} ms"
     words += f", loss {echo.loss:.0%} of {echo.sent}"
     return Reading(PATH, peer, Verdict.DEGRADED if echo.loss > LOSSY_ABOVE else Verdict.OK, at, words)
+
+
+def path_mtu(
+    peer: NodeId, outward: Width | None, inward: Width | None, route: int, their_route: int, *, now: float
+) -> Reading:
+    """How wide each direction is (None: small packets were lost beside large ones). `route` and `their_route`: limits
+    of the two routes, where they are in force: packets that are cut to them arrive.
+    """
+    if outward is None or inward is None:
+        words = "small packets are lost too, so nothing can be said of large ones"
+        return Reading(PATH_MTU, peer, Verdict.UNKNOWN, now, words)
+    ways = ("outbound", outward, route), ("inbound", inward, their_route)
+    narrow = [way for way in ways if not way[1].is_full]
+    if not narrow:
+        words = f"{outward.full} bytes pass outbound, {inward.full} inbound"
+        return Reading(PATH_MTU, peer, Verdict.OK, now, words)
+    found = (f"packets over {w.passes} of {w.full} bytes vanish {way} ({w.lost} lost)" for way, w, _ in narrow)
+    words = "; ".join(found)
+    if min(w.passes for _, w, _ in narrow) < limits.MIN_MTU_BYTES:
+        return Reading(PATH_MTU, peer, Verdict.FAILED, now, f"{words}; IPv6 needs {limits.MIN_MTU_BYTES}")
+    if not all(0 < held <= w.passes for _, w, held in narrow):
+        return Reading(PATH_MTU, peer, Verdict.FAILED, now, words)
+    return Reading(PATH_MTU, peer, Verdict.DEGRADED, now, f"{words}; the routes keep to it")
+
+
+def intact(peer: NodeId, outward: Payloads, inward: Payloads, *, now: float) -> Reading:
+    """Random payloads, and how they arrived."""
+    ways = ("outbound", outward), ("inbound", inward)
+    altered = [
+        f"{len(p.altered)} of {p.sent} payloads altered {way}, in packets of {min(p.altered)} to {max(p.altered)} bytes"
+        for way, p in ways
+        if p.altered
+    ]
+    if altered:
+        return Reading(INTACT, peer, Verdict.FAILED, now, "; ".join(altered))
+    if not outward.sent or not inward.sent:
+        return Reading(INTACT, peer, Verdict.UNKNOWN, now, "no payload arrived")
+    most = f"in packets of up to {outward.largest} bytes outbound, {inward.largest} inbound"
+    words = f"{outward.sent} payloads each way unchanged, {most}"
+    return Reading(INTACT, peer, Verdict.OK, now, words)
 
 
 def identity(peer: NodeId, echo: Echo, *, now: float) -> Reading:

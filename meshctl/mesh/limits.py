@@ -12,6 +12,7 @@ STAGED_PACKETS: Final = 128  # WireGuard's queue per peer while there is no sess
 WIREGUARD_OVERHEAD_BYTES: Final = 80  # IPv6 40 + UDP 8 + WireGuard 32: safe for both families
 KEEPALIVE_S: Final = 25  # the protocol's documented value behind NAT
 MIN_MTU_BYTES: Final = 1280  # IPv6 minimum; below it v6 cannot run in the tunnel
+MIN_MTU4_BYTES: Final = 576  # RFC 791: what every IPv4 host takes
 
 # Starting a pair (mesh/liveness.py). The leader tries at once and soon again, because the other side may hear of
 # the new key some tens of milliseconds later; the follower is offset so that initiations cannot keep crossing.

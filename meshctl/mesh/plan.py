@@ -104,7 +104,8 @@ class AddRoute:
     route: Route
 
     def __str__(self) -> str:
-        return f"add {'fail-closed ' if self.route.unreachable else ''}route {self.route.prefix}"
+        limit = f" for packets up to {self.route.mtu} bytes" if self.route.mtu else ""
+        return f"add {'fail-closed ' if self.route.unreachable else ''}route {self.route.prefix}{limit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +223,10 @@ def _link(have: Interface, want: Interface) -> Iterator[Step]:
         yield SetUp(want.name)
     # A link must be up to carry routes; taking it down loses them, so they are compared as if gone.
     routes = have.routes if have.up else frozenset(r for r in have.routes if r.unreachable)
-    yield from (AddRoute(r) for r in sorted(want.routes - routes, key=str))
-    yield from (RemoveRoute(r) for r in sorted(routes - want.routes, key=str))
+    added = want.routes - routes
+    replaced = {r.place for r in added}
+    yield from (AddRoute(r) for r in sorted(added, key=str))
+    yield from (RemoveRoute(r) for r in sorted(routes - want.routes, key=str) if r.place not in replaced)
     yield from (RemoveAddress(a) for a in sorted(have.addresses - want.addresses, key=str))
 
 

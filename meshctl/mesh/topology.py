@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 
+from meshctl.mesh import limits
 from meshctl.mesh.interface import Interface, Peer, Route, network
 from meshctl.mesh.keys import PresharedKey, PrivateKey
 from meshctl.mesh.model import MeshInfo, Node, NodeId, Roster
@@ -22,6 +23,7 @@ class Me:
     listen_port: int
     mtu: int
     keepalive_s: int = 0  # 0 = no NAT seen
+    narrow: tuple[tuple[NodeId, int], ...] = ()  # peers that only packets of so many bytes reach (MESH-PATH-002)
 
 
 def desired(
@@ -47,10 +49,20 @@ def desired(
             route
             for prefix in mesh.prefixes
             for route in (Route(prefix), Route(prefix, unreachable=True, metric=FAIL_CLOSED_METRIC))
-        ),
+        ).union(*(narrow(roster.nodes[key], passing, me.mtu) for key, passing in me.narrow if key in roster.nodes)),
         guarded=frozenset(mesh.prefixes),
         peers=peers,
     )
+
+
+def narrow(node: Node, passing: int, mtu: int) -> tuple[Route, ...]:
+    """Routes to a peer that packets over `passing` bytes do not reach, by an interface that takes `mtu`.
+
+    Not below what either family allows: IPv6 cannot run over less than 1280 (the kernel then sends no UDP at all).
+    """
+    limits4_6 = max(passing, limits.MIN_MTU4_BYTES), max(passing, limits.MIN_MTU_BYTES)
+    prefixes = network(f"{node.address4}/32"), network(f"{node.address6}/128")
+    return tuple(Route(p, mtu=limit) for p, limit in zip(prefixes, limits4_6, strict=True) if limit < mtu)
 
 
 def peer(node: Node, keepalive_s: int = 0, psk: PresharedKey | None = None) -> Peer:

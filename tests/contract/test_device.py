@@ -221,6 +221,39 @@ async def test_mtu_port_and_addresses_change_in_place(ground: Ground) -> None:
     await device.destroy()
 
 
+async def test_a_narrow_peer_has_routes_of_its_own_with_their_mtu(ground: Ground) -> None:
+    device = await ground.open()
+    plain = desired(ground.name, peer(1))
+    await settle(device, plain)
+    there = [network("10.77.1.2/32"), network("fd77::101/128")]
+    for mtus in ((1300, 1300), (576, 1280), (1364, 1364)):
+        narrow = frozenset(Route(prefix, mtu=mtu) for prefix, mtu in zip(there, mtus, strict=True))
+        want = replace(plain, routes=plain.routes | narrow)
+        steps = diff((await device.observe()).interface, want)
+        assert [str(step) for step in steps] == [
+            f"add route {prefix} for packets up to {mtu} bytes" for prefix, mtu in zip(there, mtus, strict=True)
+        ]
+        assert (await settle(device, want)).interface == want
+    assert [str(step) for step in diff((await device.observe()).interface, plain)] == [
+        f"remove route {prefix}" for prefix in there
+    ]
+    assert (await settle(device, plain)).interface == plain
+    await device.destroy()
+
+
+async def test_a_route_mtu_is_locked_and_holds_for_its_peer_alone(real: RealGround) -> None:
+    device = await real.open()
+    plain = desired(real.name, peer(1))
+    await settle(device, replace(plain, routes=plain.routes | {Route(network("10.77.1.2/32"), mtu=1300)}))
+    assert "mtu lock 1300" in real.near.command("ip", "route", "show", "10.77.1.2/32")
+    assert "mtu" not in real.near.command("ip", "route", "get", "10.77.1.3")
+    # What a person sets in its place is taken back.
+    real.near.command("ip", "route", "replace", "10.77.1.2/32", "dev", real.name, "mtu", "1000")
+    steps = [str(s) for s in diff((await device.observe()).interface, plain)]
+    assert steps == ["remove route 10.77.1.2/32"]
+    await device.destroy()
+
+
 async def test_port_zero_picks_one(ground: Ground) -> None:
     device = await ground.open()
     await settle(device, desired(ground.name))

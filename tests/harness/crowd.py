@@ -24,12 +24,13 @@ from meshctl.agent.book import Book
 from meshctl.agent.follow import Follower
 from meshctl.agent.join import Member
 from meshctl.agent.prober import Prober
+from meshctl.agent.sizing import Sizing
 from meshctl.agent.store import Store
 from meshctl.agent.userspace import UserspaceWireGuard
 from meshctl.config import AgentConfig
 from meshctl.crypto.identity import Identity
 from meshctl.events import Unheard
-from meshctl.mesh import topology
+from meshctl.mesh import limits, topology
 from meshctl.mesh.model import Candidate, Endpoint, Node, Origin
 from meshctl.mesh.plan import AddPeer, SetListenPort, SetPrivateKey
 from meshctl.mesh.token import JoinToken
@@ -78,6 +79,7 @@ class Crowd:
                 f"rule add from {own} lookup {table}",
             )
         prober = Prober(identity, lambda _: self._seen, lambda *_: None, self._serves)
+        Sizing(prober, identity.id, lambda: limits.MIN_MTU_BYTES, lambda _: 0)
         self.peers.append(Peer(number, identity, member, wireguard, prober))
 
     @property

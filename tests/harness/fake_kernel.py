@@ -121,6 +121,20 @@ class FakeKernel:
         link.sessions[peer.public_key] = replace(before, endpoint=peer.endpoint or before.endpoint)
 
 
+def _replace(routes: set[Route], route: Route) -> None:
+    """As `ip route replace`: in place of the one with the same prefix and metric, whatever its MTU."""
+    routes.difference_update([old for old in routes if old.place == route.place])
+    routes.add(route)
+
+
+def _drop(routes: set[Route], route: Route, step: plan.Step) -> None:
+    """As `ip route del`: the one with this prefix and metric, whatever its MTU."""
+    there = [old for old in routes if old.place == route.place]
+    if not there:
+        raise EnvironmentFault(f"could not {step}: No such process")
+    routes.difference_update(there)
+
+
 class FakeDevice:
     """The Device port on a FakeKernel."""
 
@@ -160,9 +174,9 @@ class FakeDevice:
                     raise EnvironmentFault(f"could not {step}: File exists")
                 kernel.link, kernel.name = Link(), name
             case plan.AddRoute(Route(unreachable=True) as route):
-                kernel.unreachable.add(route)
+                _replace(kernel.unreachable, route)
             case plan.RemoveRoute(Route(unreachable=True) as route):
-                kernel.unreachable.remove(route)
+                _drop(kernel.unreachable, route, step)
             case _:
                 if kernel.link is None:
                     raise EnvironmentFault(f"could not {step}: No such device")
@@ -187,9 +201,9 @@ class FakeDevice:
             case plan.AddRoute(route):
                 if not link.up:
                     raise EnvironmentFault(f"could not {step}: Network is down")
-                link.routes.add(route)
+                _replace(link.routes, route)
             case plan.RemoveRoute(route):
-                link.routes.remove(route)
+                _drop(link.routes, route, step)
             case plan.RemovePeer(key):
                 self._kernel.forget(key)
             case plan.UpdatePeer(peer, changed):

@@ -36,6 +36,7 @@ def worlds(draw: st.DrawFn) -> Interface:
         at = draw(st.sampled_from([None, Endpoint.parse("192.0.2.1:51820"), Endpoint.parse("[2001:db8::1]:51820")]))
         peers[key] = Peer(key, ips, at, draw(st.sampled_from([0, 25])), psk)
     meshes = draw(st.sets(st.sampled_from(MESHES)))
+    narrow = draw(st.dictionaries(st.sampled_from(CLAIMS), st.sampled_from([1280, 1300]), max_size=4))
     return Interface(
         name="mesh0",
         private_key=OWN,
@@ -44,7 +45,8 @@ def worlds(draw: st.DrawFn) -> Interface:
         addresses=frozenset(
             draw(st.sets(st.sampled_from([IPv4Interface("10.77.0.1/32"), IPv4Interface("10.77.0.2/32")])))
         ),
-        routes=frozenset(r for m in meshes for r in (Route(m), Route(m, unreachable=True, metric=9))),
+        routes=frozenset(r for m in meshes for r in (Route(m), Route(m, unreachable=True, metric=9)))
+        | {Route(claim, mtu=mtu) for claim, mtu in narrow.items()},
         guarded=frozenset(meshes),
         peers=peers,
     )

@@ -25,6 +25,8 @@ def peer(number: int, identity: Identity | None = None) -> Node:
 
 class Trial:
     codes = (PATH,)
+    verdict = Verdict.OK
+    bad: frozenset[NodeId] = frozenset()
 
     def __init__(self) -> None:
         self.tried: list[NodeId] = []
@@ -34,7 +36,7 @@ class Trial:
         self.tried.append(peer.id)
         if self.fault:
             raise self.fault
-        return [Reading(PATH, peer.id, Verdict.OK, 0.0, "fine")]
+        return [Reading(PATH, peer.id, self.verdict if peer.id in self.bad else Verdict.OK, 0.0, "fine")]
 
 
 class Stage:
@@ -96,6 +98,72 @@ async def test_an_experiment_that_cannot_be_done_is_unknown_and_says_why(fault: 
     await stage.go()
     for reading in stage.deep.readings.values():
         assert (reading.verdict, words in reading.evidence) == (Verdict.UNKNOWN, True)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.FAILED, Verdict.DEGRADED])
+async def test_who_has_something_wrong_is_tried_again_one_every_ten_seconds_the_longest_waiting_first(
+    verdict: Verdict,
+) -> None:
+    stage = Stage()
+    stage.deep._next_at = float("inf")  # turns are another test's
+    bad = {node.id for node in stage.peers[:2]}
+    stage.trial.bad, stage.trial.verdict = frozenset(bad), verdict
+    first = [node for node in await stage.go() if node in bad]
+    again = first[2:]  # one of them at once
+    stage.now += 9.9
+    assert await stage.go() == []
+    for _ in range(4):
+        stage.now += 10.0
+        again += await stage.go()
+    assert len(again) == 5
+    assert set(again[:2]) == set(again[2:4]) == bad
+    assert again[0] == again[2] == again[4]
+    stage.trial.bad = frozenset()
+    stage.now += 30.0
+    assert len(await stage.go()) == 1
+    stage.now += 10.0
+    assert len(await stage.go()) == 1
+    stage.now += 10.0
+    assert await stage.go() == [], "all is well"
+
+
+async def test_what_went_wrong_is_looked_at_again_at_once_whatever_else_was_just_tried() -> None:
+    stage = Stage()
+    await stage.go()
+    stage.deep._next_at = float("inf")
+    stage.trial.bad, stage.trial.verdict = frozenset({stage.peers[1].id}), Verdict.FAILED
+    stage.deep.soon(stage.peers[1].id)
+    assert await stage.go() == [stage.peers[1].id] * 2
+    stage.now += 9.0
+    assert await stage.go() == []
+
+
+async def test_what_could_not_be_told_is_tried_again_once() -> None:
+    stage = Stage()
+    stage.deep._next_at = float("inf")
+    stage.peers = stage.peers[:1]
+    stage.trial.fault = TimeoutError()
+    assert len(await stage.go()) == 2, "as new, and once more"
+    for _ in range(3):
+        stage.now += 10.0
+        assert await stage.go() == []
+
+
+async def test_a_reason_to_try_a_peer_is_heard_once_and_ends_with_the_peer() -> None:
+    stage = Stage()
+    await stage.go()
+    stage.deep._next_at = float("inf")
+    for _ in range(3):
+        stage.deep.soon(stage.peers[1].id)
+    assert await stage.go() == [stage.peers[1].id]
+    stage.deep.soon(stage.peers[1].id)
+    assert await stage.go() == [], "a peer that keeps asking is tried every 10 s"
+    stage.now += 10.0
+    assert await stage.go() == [stage.peers[1].id]
+    stage.deep.soon(stage.peers[1].id)
+    del stage.peers[1]
+    stage.now += 10.0
+    assert await stage.go() == []
 
 
 async def test_no_peers_is_no_error() -> None:

@@ -16,9 +16,11 @@ from meshctl.mesh.catalogue import (
     DRIFT,
     HANDSHAKE,
     IDENTITY,
+    INTACT,
     KEY,
     LAG,
     PATH,
+    PATH_MTU,
     ROTATION,
     ROUTE,
     Scope,
@@ -27,6 +29,7 @@ from meshctl.mesh.catalogue import (
 )
 from meshctl.mesh.integrity import Finding, Reading, Row
 from meshctl.mesh.model import NodeId
+from meshctl.mesh.pathmtu import Payloads, Width
 from meshctl.mesh.probe import Echo
 
 OK, DEGRADED, FAILED, UNKNOWN = Verdict.OK, Verdict.DEGRADED, Verdict.FAILED, Verdict.UNKNOWN
@@ -51,7 +54,10 @@ def healthy(*peers: NodeId, at: float = 100.0) -> list[Reading]:
 
 
 def test_catalogue_is_whole_and_its_dependencies_exist_without_a_circle() -> None:
-    assert set(CATALOGUE) == {DRIFT, LAG, ROUTE, HANDSHAKE, PATH, IDENTITY, ROTATION, KEY, CLOCK, CIPHER, ASYMMETRY}
+    shallow = {DRIFT, LAG, ROUTE, HANDSHAKE, PATH, IDENTITY, ROTATION, KEY, CLOCK, ASYMMETRY}
+    deep = {PATH_MTU, INTACT, CIPHER}
+    assert set(CATALOGUE) == shallow | deep
+    assert {code for code, check in CATALOGUE.items() if check.deep} == deep
 
     def depth(code: str, above: tuple[str, ...] = ()) -> None:
         assert code not in above
@@ -77,6 +83,9 @@ def test_readme_tells_the_catalogue_as_it_is() -> None:
 
 
 # ---- judges ----------------------------------------------------------------------------------------------------------
+
+WIDE, NARROW, TIGHT = Width(1420, 1420), Width(1420, 1328, 15), Width(1420, 1232, 15)
+WHOLE, TORN = Payloads(3, 1420), Payloads(3, 1420, [1420])
 
 JUDGED: list[tuple[str, Callable[[], Reading], str, Verdict]] = [
     ("no drift", lambda: judges.drift((), 0, "", now=100), DRIFT, OK),
@@ -106,12 +115,32 @@ JUDGED: list[tuple[str, Callable[[], Reading], str, Verdict]] = [
     ("a key changed, never a handshake", lambda: judges.rotation(B, 5.0, None, None, now=100), ROTATION, FAILED),
     ("a key changed, the peer disagrees", lambda: judges.rotation(B, 5.0, 4.9, 5.1, now=100), ROTATION, FAILED),
     ("a key changed, no echo at all", lambda: judges.rotation(B, 5.0, 4.9, None, now=100), ROTATION, FAILED),
+    ("full size both ways", lambda: judges.path_mtu(B, WIDE, WIDE, 0, 0, now=100), PATH_MTU, OK),
+    ("narrow, no route", lambda: judges.path_mtu(B, NARROW, WIDE, 0, 0, now=100), PATH_MTU, FAILED),
+    ("narrow, a wide route", lambda: judges.path_mtu(B, NARROW, WIDE, 1344, 0, now=100), PATH_MTU, FAILED),
+    ("narrow, our route keeps to it", lambda: judges.path_mtu(B, NARROW, WIDE, 1328, 0, now=100), PATH_MTU, DEGRADED),
+    ("narrow inbound, our route", lambda: judges.path_mtu(B, WIDE, NARROW, 1328, 0, now=100), PATH_MTU, FAILED),
+    ("narrow inbound, theirs", lambda: judges.path_mtu(B, WIDE, NARROW, 1328, 1328, now=100), PATH_MTU, DEGRADED),
+    ("narrow both ways, one route", lambda: judges.path_mtu(B, NARROW, NARROW, 1328, 0, now=100), PATH_MTU, FAILED),
+    ("too narrow for IPv6", lambda: judges.path_mtu(B, TIGHT, WIDE, 1232, 1232, now=100), PATH_MTU, FAILED),
+    ("controls lost", lambda: judges.path_mtu(B, None, WIDE, 0, 0, now=100), PATH_MTU, UNKNOWN),
+    ("payloads whole", lambda: judges.intact(B, WHOLE, WHOLE, now=100), INTACT, OK),
+    ("altered outbound", lambda: judges.intact(B, TORN, WHOLE, now=100), INTACT, FAILED),
+    ("altered inbound", lambda: judges.intact(B, WHOLE, TORN, now=100), INTACT, FAILED),
+    ("nothing arrived", lambda: judges.intact(B, Payloads(), Payloads(), now=100), INTACT, UNKNOWN),
     ("no clock seen", lambda: judges.clock(None, (), now=100), CLOCK, UNKNOWN),
     ("clocks agree", lambda: judges.clock(0.1, (0.2, -0.3, 0.1), now=100), CLOCK, OK),
     ("one peer's clock is wrong", lambda: judges.clock(0.1, (0.0, 60.0, 0.1), now=100), CLOCK, OK),
     ("my clock drifts", lambda: judges.clock(-3.0, (), now=100), CLOCK, DEGRADED),
     ("my clock is wrong", lambda: judges.clock(None, (59.0, 60.0, 61.0), now=100), CLOCK, FAILED),
 ]
+
+
+def test_evidence_names_the_direction_and_the_sizes() -> None:
+    narrow = judges.path_mtu(B, NARROW, TIGHT, 0, 0, now=100).evidence
+    assert "over 1328 of 1420 bytes vanish outbound" in narrow
+    assert "over 1232 of 1420 bytes vanish inbound" in narrow
+    assert "1 of 3 payloads altered inbound, in packets of 1420" in judges.intact(B, WHOLE, TORN, now=100).evidence
 
 
 @pytest.mark.parametrize(("judge", "code", "verdict"), [pytest.param(*row, id=name) for name, *row in JUDGED])
