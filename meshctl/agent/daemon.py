@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 from meshctl import __version__
-from meshctl.agent import loops
+from meshctl.agent import exam, loops
 from meshctl.agent.candidates import Surroundings
 from meshctl.agent.deep import Deep
 from meshctl.agent.desire import desire, restore
@@ -72,9 +72,8 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
     follower.on_order, prober.on_go = rotor.wake.set, moves.go
     health = Health(prober)
-    health.gaps = rotor.gap_of
-    deep = Deep((), peers.others, prober.is_proven, identity.id)
-    health.deep_s = lambda: deep.period_s
+    deep = Deep((exam.on_the_wire(config, keeper, prober, peers),), peers.others, prober.is_proven, identity.id)
+    health.gaps, health.deep_s = rotor.gap_of, lambda: deep.period_s
     sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 
