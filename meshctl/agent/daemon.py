@@ -70,8 +70,7 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     moves = Moves(book, reconciler, prober, on_map)
     parts = keeper, book, follower.link, reconciler, prober, moves, events
     rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
-    follower.on_order, prober.on_go = rotor.wake.set, moves.go
-    health = Health(prober)
+    follower.on_order, prober.on_go, health = rotor.wake.set, moves.go, Health(prober)
     deep = Deep((exam.on_the_wire(config, keeper, prober, peers),), peers.others, prober.is_proven, identity.id)
     health.gaps, health.deep_s = rotor.gap_of, lambda: deep.period_s
     sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep)

@@ -95,9 +95,7 @@ def on_the_wire(config: AgentConfig, keeper: Keeper, prober: Prober, peers: Peer
     me = keeper.member.node.id
     tap = Tap(config.interface, config.listen_port, lambda: keeper.member.mesh.prefixes)
     speaker = Witness(prober, tap, me, peers.endpoint_of)
-    return Exam(
-        prober, speaker, tap, me, config.interface, lambda: keeper.member.mesh, peers.others, peers.endpoint_of
-    )
+    return Exam(prober, speaker, tap, me, config.interface, lambda: keeper.member.mesh, peers.others, peers.endpoint_of)
 
 
 class _Trial:

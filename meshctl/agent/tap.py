@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import os
 import socket
 import struct
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -94,10 +93,9 @@ class Tap:
         self._inside = tuple((p.network_address.packed, p.netmask.packed) for p in prefixes)
         try:
             index = socket.if_nametoindex(self._interface)
-            # Without a protocol it hears nothing until the filter is there.
-            self._wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | _FLAGS, 0)
+            # What it hears before the filter is there is looked at as everything else, and dismissed.
+            self._wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | _FLAGS, socket.htons(_ETH_P_ALL))
             _attach(self._wire, bpf.tap(index, self._port, prefixes))
-            _bind_everywhere(self._wire)
             for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
                 with contextlib.suppress(OSError) if version == 6 else contextlib.nullcontext():  # a host without IPv6
                     self._behind.append(socket.socket(family, socket.SOCK_RAW | _FLAGS, socket.IPPROTO_UDP))
@@ -203,12 +201,6 @@ def _unsent(error: OSError) -> EnvironmentFault:
 
 
 def _attach(sock: socket.socket, program: bytes) -> None:
-    held = ctypes.create_string_buffer(program)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(program) // 8, ctypes.addressof(held)))
-
-
-def _bind_everywhere(sock: socket.socket) -> None:
-    """Hear every interface. By libc, because Python's sockets want the name of one."""
-    address = struct.pack("=HHiHBB8s", socket.AF_PACKET, socket.htons(_ETH_P_ALL), 0, 0, 0, 0, b"")
-    if ctypes.CDLL(None, use_errno=True).bind(sock.fileno(), address, len(address)):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    """By array and not by ctypes, which wants memory that is writable and executable: the unit forbids that."""
+    held = array("B", program)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(program) // 8, held.buffer_info()[0]))

@@ -75,9 +75,7 @@ def replay(peer: NodeId, sight: Sight, delivered: int, controls: Controls, *, no
     return _rejected(REPLAY, peer, missing, "a message sent twice", "delivered once", now=now)
 
 
-def tamper(
-    peer: NodeId, original: Sight, altered: Sight, delivered: int, controls: Controls, *, now: float
-) -> Reading:
+def tamper(peer: NodeId, original: Sight, altered: Sight, delivered: int, controls: Controls, *, now: float) -> Reading:
     """A canary and its altered copy: what the peer saw of each, and how often the canary was delivered, in any form."""
     if delivered > 1:
         return Reading(TAMPER, peer, Verdict.FAILED, now, "an altered message was delivered beside its original")

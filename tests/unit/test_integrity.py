@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meshctl.mesh import integrity, judges, limits
+from meshctl.mesh import exams, integrity, judges, limits
 from meshctl.mesh.catalogue import (
     ASYMMETRY,
     CATALOGUE,
@@ -50,7 +50,8 @@ def healthy(*peers: NodeId, at: float = 100.0) -> list[Reading]:
 
 
 def test_catalogue_is_whole_and_its_dependencies_exist_without_a_circle() -> None:
-    assert set(CATALOGUE) == {DRIFT, LAG, ROUTE, HANDSHAKE, PATH, IDENTITY, ROTATION, KEY, CLOCK, ASYMMETRY}
+    echoed = {HANDSHAKE, PATH, IDENTITY, ROTATION}
+    assert set(CATALOGUE) == {DRIFT, LAG, ROUTE, KEY, CLOCK, ASYMMETRY, *echoed, *exams.CODES}
 
     def depth(code: str, above: tuple[str, ...] = ()) -> None:
         assert code not in above
