@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from meshctl import __version__
-from meshctl.agent import loops
+from meshctl.agent import exam, loops
 from meshctl.agent.book import Book
 from meshctl.agent.candidates import Surroundings
 from meshctl.agent.control import ControlCheck
@@ -75,7 +75,8 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
     follower.on_order, prober.on_go, health = rotor.wake.set, moves.go, Health(prober)
     path = PathTrial(identity.id, prober, reconciler, store, peers.others, time.monotonic)
-    control, deep = ControlCheck(follower.link), Deep((path,), peers.others, prober.is_proven, identity.id)
+    trials = path, exam.on_the_wire(config, keeper, prober, peers)
+    control, deep = ControlCheck(follower.link), Deep(trials, peers.others, prober.is_proven, identity.id)
     path.sizing.on_narrow, health.gaps, health.deep_s = deep.soon, rotor.gap_of, lambda: deep.period_s
     sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep, control)
     examiner = Examiner(sources, device, events, follower.dirty.set)

@@ -63,6 +63,8 @@ DRIFT, LAG, ROUTE, ROTATION = "MESH-CFG-001", "MESH-CFG-002", "MESH-ROUTE-001", 
 HANDSHAKE, PATH, IDENTITY = "MESH-HS-001", "MESH-PATH-001", "MESH-ID-001"
 KEY, CLOCK, ASYMMETRY, CIPHER = "MESH-KEY-001", "MESH-CLK-001", "MESH-ASY-001", "MESH-ENC-003"
 PATH_MTU, INTACT = "MESH-PATH-002", "MESH-INT-001"
+ENCRYPTED, REPLAY, TAMPER = "MESH-ENC-001", "MESH-RPL-001", "MESH-TMP-001"
+SPOOF, STRANGER = "MESH-SPF-001", "MESH-STR-001"
 
 CATALOGUE: Final[Mapping[str, Check]] = {
     check.code: check
@@ -105,6 +107,21 @@ CATALOGUE: Final[Mapping[str, Check]] = {
               "ServerHello read from the wire; offers of less are refused", (), 5.0,
               "whoever answers at the coordinator's address takes weaker ciphers: somebody may be in between",
               deep=True, every_s=3600.0),
+        Check(ENCRYPTED, "wire-encrypted", _C, Scope.PEER, "nothing crosses the wire in clear",
+              "canaries seen enciphered by taps at both ends; packets in clear with a mesh address", (PATH,), 0.0,
+              "a program on that machine sends around the mesh interface: find it by the addresses", deep=True),
+        Check(REPLAY, "replay-rejected", _C, Scope.PEER, "captured messages are worthless",
+              "a captured canary sent again: seen on the peer's wire, how often delivered", (PATH,), 0.0,
+              "which WireGuard runs on the peer? No genuine one takes a message twice", deep=True),
+        Check(TAMPER, "tamper-rejected", _C, Scope.PEER, "altered messages are dropped",
+              "a canary altered in two bits: seen on the peer's wire, not delivered", (PATH,), 0.0,
+              "which WireGuard runs on the peer? No genuine one takes an altered message", deep=True),
+        Check(SPOOF, "spoof-rejected", _C, Scope.PEER, "inner source addresses are bound to keys",
+              "a canary with another node's source: seen on the peer's wire, not delivered", (PATH, DRIFT), 0.0,
+              "wg show on the peer: do its allowed IPs hold more than one node's addresses?", deep=True),
+        Check(STRANGER, "stranger-rejected", _C, Scope.PEER, "unknown keys get no answer",
+              "an initiation with a fresh key: seen on the peer's wire, no response message", (PATH,), 0.0,
+              "which WireGuard runs on the peer? No genuine one answers a key it does not hold", deep=True),
         Check(ASYMMETRY, "asymmetric", _W, Scope.PAIR, "both ends of a pair say the same",
               "the two rows of the pair", (), 30.0,
               "a firewall lets one direction pass only: compare meshctl status of both ends"),

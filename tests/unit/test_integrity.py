@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meshctl.mesh import integrity, judges, limits
+from meshctl.mesh import exams, integrity, judges, limits
 from meshctl.mesh.catalogue import (
     ASYMMETRY,
     CATALOGUE,
@@ -55,7 +55,7 @@ def healthy(*peers: NodeId, at: float = 100.0) -> list[Reading]:
 
 def test_catalogue_is_whole_and_its_dependencies_exist_without_a_circle() -> None:
     shallow = {DRIFT, LAG, ROUTE, HANDSHAKE, PATH, IDENTITY, ROTATION, KEY, CLOCK, ASYMMETRY}
-    deep = {PATH_MTU, INTACT, CIPHER}
+    deep = {PATH_MTU, INTACT, CIPHER, *exams.CODES}
     assert set(CATALOGUE) == shallow | deep
     assert {code for code, check in CATALOGUE.items() if check.deep} == deep
 
