@@ -33,10 +33,7 @@ from meshctl.events import AgentStarted, AgentStopped
 
 
 async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> None:
-    """Until SIGTERM or SIGINT; the data plane stays. Raises MeshError at the start only.
-
-    `say` hears of the first proven tunnel.
-    """
+    """Until SIGTERM or SIGINT; the data plane stays. MeshError at the start only; `say` hears of the first proof."""
     device = await open_device(config.interface, config.device)  # type: ignore[arg-type]
     await undo_unset(store, device)
     identity = store.identity()
@@ -72,9 +69,8 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
     follower.on_order, prober.on_go = rotor.wake.set, moves.go
     health = Health(prober)
-    health.gaps = rotor.gap_of
     deep = Deep((), peers.others, prober.is_proven, identity.id)
-    health.deep_s = lambda: deep.period_s
+    health.gaps, health.deep_s = rotor.gap_of, lambda: deep.period_s
     sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 
