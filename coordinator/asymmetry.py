@@ -18,6 +18,8 @@ from meshctl.mesh.integrity import Row
 from meshctl.mesh.model import NodeId
 from meshctl.wire.codec import FindingRow
 
+_UNREACHED = catalogue.PATH, catalogue.HANDSHAKE, catalogue.ROTATION  # whichever code names the silence
+
 
 class Asymmetry:
     """`take` each node's findings; `of` a node tells which of its pairs disagree."""
@@ -36,15 +38,18 @@ class Asymmetry:
         says = frozenset(
             NodeId(f.subject)
             for f in findings
-            if f.code in (catalogue.PATH, catalogue.HANDSHAKE) and f.verdict == Verdict.FAILED and f.subject
+            if f.code in _UNREACHED and f.verdict == Verdict.FAILED and f.subject
         )
         for peer in said - says:
             self._accused[peer].discard(node)
         for peer in says - said:
             self._accused[peer].add(node)
         self._says[node] = says
+        now = time.time()
         for peer in says ^ said:
-            if not self._differ(node, peer):
+            if self._differ(node, peer):
+                self._since.setdefault(_pair(node, peer), now)
+            else:
                 self._since.pop(_pair(node, peer), None)
 
     def forget(self, node: NodeId) -> None:
@@ -68,6 +73,10 @@ class Asymmetry:
             if now - since >= catalogue.CATALOGUE[catalogue.ASYMMETRY].grace_s:
                 rows.append(FindingRow(reading.code, peer, str(reading.verdict), since, now, reading.evidence))
         return tuple(rows)
+
+    def pairs(self) -> int:
+        """How many pairs disagree for longer than the grace."""
+        return len({_pair(node, NodeId(row.subject)) for node in self._says for row in self.of(node)})
 
     def _differ(self, node: NodeId, peer: NodeId) -> bool:
         return (peer in self._says.get(node, ())) != (node in self._says.get(peer, ()))

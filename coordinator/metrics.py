@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from coordinator.front import Figures
+from meshctl.mesh.catalogue import ASYMMETRY, CATALOGUE
 from meshctl.wire.overview import Overview
 
 PREFIX = "meshctl_coordinator_"
@@ -47,6 +48,14 @@ def of_mesh(seen: Overview, *, following: bool) -> Iterator[Metric]:
     info = GaugeMetricFamily(PREFIX + "info", "1, with the release of this coordinator", labels=["release"])
     info.add_metric([seen.release], 1)
     yield info
+
+
+def of_pairs(asymmetric: int) -> Metric:
+    """By the name that nodes export their findings with: one alert rule per code."""
+    check = CATALOGUE[ASYMMETRY]
+    found = GaugeMetricFamily("meshctl_finding_open", "Pairs whose ends disagree", labels=["code", "severity"])
+    found.add_metric([check.code, check.severity], asymmetric)
+    return found
 
 
 def _of_rotation(seen: Overview) -> Iterator[Metric]:

@@ -18,7 +18,7 @@ packages=(python3-venv etcd-server etcd-client wireguard-go wireguard-tools nfta
 extras=''
 if [ "${1:-}" = tests ]; then
   extras='[dev]'
-  packages+=(faketime)
+  packages+=(faketime prometheus)
   if [ "$(uname -m)" = x86_64 ]; then
     packages+=(qemu-system-x86 busybox-static kmod)
     # A kernel is installed only where none of those in /boot brings WireGuard.
@@ -40,9 +40,12 @@ missing() {
 }
 
 install_packages() (
-  # Debian starts the services it installs; an etcd that nobody asked for must not run, now or after a reboot.
+  # Debian starts the services it installs; one that nobody asked for must not run, now or after a reboot.
   policy=/usr/sbin/policy-rc.d
-  had_etcd=$(dpkg-query -W -f '${Status}' etcd-server 2>/dev/null || true)
+  local package fresh=()
+  for package in etcd-server prometheus; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -qx 'install ok installed' || fresh+=("${package%-server}.service")
+  done
   # shellcheck disable=SC2317
   restore() {
     rm -f "$policy"
@@ -56,8 +59,10 @@ install_packages() (
   export DEBIAN_FRONTEND=noninteractive
   apt-get -qq -o DPkg::Lock::Timeout=300 update || exit
   apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install --no-install-recommends -y "$@" || exit
-  if [ "$had_etcd" != 'install ok installed' ] && command -v systemctl >/dev/null; then
-    systemctl disable --quiet etcd.service || true
+  if command -v systemctl >/dev/null; then
+    for package in "${fresh[@]}"; do
+      systemctl disable --quiet "$package" 2>/dev/null || true  # it may not be among those installed
+    done
   fi
 )
 

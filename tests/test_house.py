@@ -174,6 +174,12 @@ def test_calls_are_found_in_a_transcript() -> None:
     ]
 
 
+def test_pages_made_from_the_catalogue_are_fresh() -> None:
+    made = import_module("deploy.pages").pages()
+    stale = [short(path) for path, text in made.items() if path.read_text() != text]
+    assert not stale, f"run deploy/pages.py: {stale}"
+
+
 def test_requirements_the_readme_claims_are_cited() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     rows = [line for line in lines if re.match(rf"\| *[`*]*{REQUIREMENT.pattern}", line)]

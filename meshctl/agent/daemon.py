@@ -38,10 +38,7 @@ from meshctl.wire.http import Server
 
 
 async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> None:
-    """Until SIGTERM or SIGINT; the data plane stays. Raises MeshError at the start only.
-
-    `say` hears of the first proven tunnel.
-    """
+    """Until SIGTERM or SIGINT; the data plane stays. MeshError at the start only; `say` hears of the first proof."""
     device = await open_device(config.interface, config.device)  # type: ignore[arg-type]
     await undo_unset(store, device)
     identity = store.identity()

@@ -21,6 +21,7 @@ from meshctl.mesh.model import Address, Node
 from meshctl.mesh.probe import Echo
 
 EVERY_S = 2.0  # as often as peers are echoed; what the reconciler finds is looked at at once
+LOOK_AFTER_S = 0.25  # what is announced comes in bursts
 ROUTES_AT_ONCE = 64  # peers looked at in one turn
 
 
@@ -35,6 +36,13 @@ class Examiner:
         self._routes_at, self._looked_at = float("-inf"), (-1, -1)
         self._unlooked: list[Node] = []
         self._leaks: dict[Address, str] = {}
+        self._looking: asyncio.TimerHandle | None = None
+        sources.prober.on_down, sources.reconciler.on_announced = self.soon.set, self.look
+
+    def look(self) -> None:
+        """The kernel has announced something: it is looked at soon, with what else it announces in this moment."""
+        if self._looking is None or self._looking.when() <= asyncio.get_running_loop().time():
+            self._looking = asyncio.get_running_loop().call_later(LOOK_AFTER_S, self.soon.set)
 
     async def run(self) -> None:
         """For ever."""
@@ -123,6 +131,8 @@ class Examiner:
         """Where would the kernel send to each peer? Asked anew when it announced a change, when the peers changed, and
         now and then; in between, what was found still holds. A large roster is looked at in portions.
         """
+        if not self._from.reconciler.outcome.at:
+            return []  # before the first pass nothing has been routed anywhere yet
         now, state = time.monotonic(), (self._from.reconciler.announced, self._from.book.roster.revision)
         if state != self._looked_at or now - self._routes_at >= limits.REREAD_EVERY_S:
             self._looked_at, self._routes_at, self._unlooked = state, now, list(peers)

@@ -66,6 +66,7 @@ class Prober:
         self._monotonic, self._wall_ns = monotonic, wall_ns
         # Told of a peer whose next statement (serial) is in force now, to be followed after so many seconds.
         self.on_go: Callable[[NodeId, int, float], object] = lambda *_: None
+        self.on_down: Callable[[], object] = lambda: None  # told when a peer has missed so many that it counts as down
         # By magic: what other experiments say through the same port. Each authenticates its own (`pair`).
         self.others: dict[bytes, Callable[[bytes, tuple[str, int], socket.socket], None]] = {}
         self._me: Node | None = None
@@ -351,6 +352,8 @@ class Prober:
             del self._pending[key]
             asked.pair.waiting -= 1
             asked.pair.tally.lost(asked.at, now=now)
+            if asked.pair.tally.echo.missed == probe.DOWN_AFTER:
+                self.on_down()
 
     # ---- small helpers -----------------------------------------------------------------------------------------------
 

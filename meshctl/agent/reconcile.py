@@ -73,6 +73,7 @@ class Reconciler:
         `moved` that the outcome has something new for others: another revision, digest or error."""
         self.outcome = Outcome()
         self.wake = asyncio.Event()
+        self.on_announced: Callable[[], object] = lambda: None
         self.announced = 0  # changes of links, addresses, routes and rules that the kernel told of
         self.passed = asyncio.Event()
         self._took: deque[float] = deque((0.0,), maxlen=8)  # seconds, of the last passes
@@ -106,6 +107,7 @@ class Reconciler:
         while True:
             await self._device.changed()
             self.announced += 1
+            self.on_announced()
             self._underlay_at = float("-inf")
             self.wake.set()
 

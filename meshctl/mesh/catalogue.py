@@ -38,7 +38,11 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One row of the catalogue. A failed check of `depends_on` explains this one's failure; `anchor` is its page."""
+    """One row of the catalogue. A failed check of `depends_on` explains this one's failure; `anchor` is its page.
+
+    `grace_s` is for what may pass by itself. Evidence that has waited already has none: three echoes in a row, or a
+    step that was undone.
+    """
 
     code: str
     title: str
@@ -70,18 +74,18 @@ CATALOGUE: Final[Mapping[str, Check]] = {
     check.code: check
     for check in (
         Check(DRIFT, "interface-drift", _C, Scope.NODE, "the kernel holds what the plan says",
-              "steps of the last pass", (), 5.0,
+              "steps of the last pass", (), 0.0,
               "meshctl plan shows the difference; find who else configures the interface"),
         Check(LAG, "revision-lag", _W, Scope.NODE, "the node follows the registry",
               "applied revision, the server's, age of the last heartbeat", (), 15.0,
               "is a coordinator reachable from here? meshctl status names the one in use"),
         Check(ROUTE, "route-exclusive", _C, Scope.NODE, "mesh addresses leave only by the mesh interface",
-              "the kernel's route for each peer, and the fail-closed route", (), 5.0,
+              "the kernel's route for each peer, and the fail-closed route", (), 0.0,
               "remove the foreign route or rule that ip route get ADDRESS shows"),
         Check(HANDSHAKE, "handshake-fresh", _W, Scope.PEER, "sessions are re-keyed while traffic is sent",
               "age of the last handshake", (DRIFT,), 15.0, "does UDP reach the peer's endpoint? meshctl ping PEER"),
         Check(PATH, "peer-reachable", _W, Scope.PEER, "both directions carry packets",
-              "authenticated echoes: loss, round trip, jitter", (HANDSHAKE, IDENTITY), 2.0,
+              "authenticated echoes: loss, round trip, jitter", (HANDSHAKE, IDENTITY, ROTATION), 0.0,
               "is the peer up? meshctl status on its side; then firewalls between the two endpoints"),
         Check(PATH_MTU, "path-mtu", _W, Scope.PEER, "full-size packets pass in both directions",
               "unfragmented echoes of rising size, each lost one beside a small one that came back", (PATH,), 2.0,
@@ -95,10 +99,10 @@ CATALOGUE: Final[Mapping[str, Check]] = {
               "tag of the echo, bound to both key statements", (), 15.0,
               "somebody answers at this address without the node's keys: revoke the node until you know why"),
         Check(ROTATION, "rotation-proven", _W, Scope.PEER, "a key that changed is in force at both ends",
-              "handshake, and echo bound to both statements, younger than the change", (PATH,), 20.0,
+              "handshake, and echo bound to both statements, younger than the change", (DRIFT,), 20.0,
               "meshctl status on the peer's side; a node that was cut off follows when its coordinator link is back"),
         Check(KEY, "key-age", _W, Scope.NODE, "keys and certificates are young",
-              "age of the WireGuard key, life left of the certificate", (), 600.0,
+              "age of the WireGuard key, life left of the certificate", (), 30.0,
               "a certificate renews by itself while a coordinator is reachable; a key: meshctl keys rotate"),
         Check(CLOCK, "clock-skew", _W, Scope.NODE, "clocks agree",
               "heartbeat of the coordinator and median of the peers' echoes", (), 30.0,
@@ -124,6 +128,6 @@ CATALOGUE: Final[Mapping[str, Check]] = {
               "which WireGuard runs on the peer? No genuine one answers a key it does not hold", deep=True),
         Check(ASYMMETRY, "asymmetric", _W, Scope.PAIR, "both ends of a pair say the same",
               "the two rows of the pair", (), 30.0,
-              "a firewall lets one direction pass only: compare meshctl status of both ends"),
+              "one end does not see or does not tell what the other does: compare meshctl status of both ends"),
     )
 }  # fmt: skip

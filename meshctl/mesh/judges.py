@@ -34,6 +34,7 @@ from meshctl.mesh.probe import DOWN_AFTER, LOSSY_ABOVE, Echo
 from meshctl.mesh.spans import DAY_S, ago, short, span
 
 _KEY_WARNINGS_S: Final = (DAY_S, 7 * DAY_S, 30 * DAY_S)  # before a key is older than policy allows
+_RENEWS_WITHIN_S: Final = 600.0  # after half life: two tries at the longest pause between them
 _REMEMBERED_S: Final = 60.0  # how long a repaired interface or a forged echo is still told
 
 
@@ -104,7 +105,8 @@ def path(peer: NodeId, echo: Echo, *, now: float) -> Reading:
     if echo.rtt_s is not None:
         words = f"rtt {echo.rtt_s * 1e3:.1f} ms, jitter {echo.jitter_s * 1e3:.1f} ms"
     words += f", loss {echo.loss:.0%} of {echo.sent}"
-    return Reading(PATH, peer, Verdict.DEGRADED if echo.loss > LOSSY_ABOVE else Verdict.OK, at, words)
+    lossy = echo.loss > LOSSY_ABOVE and echo.sent - echo.received > 1  # one of the first few is chance, too
+    return Reading(PATH, peer, Verdict.DEGRADED if lossy else Verdict.OK, at, words)
 
 
 def path_mtu(
@@ -206,7 +208,7 @@ def keys(key_age_s: float, certificate_left_s: float, *, now: float) -> Reading:
         return Reading(KEY, "", Verdict.FAILED, now, f"WireGuard key {span(key_age_s)} old, {allowed} are allowed")
     if certificate_left_s <= 0:
         return Reading(KEY, "", Verdict.FAILED, now, f"certificate expired {ago(-certificate_left_s)}")
-    if certificate_left_s < limits.CERTIFICATE_LIFE_S / 2:
+    if certificate_left_s < limits.CERTIFICATE_LIFE_S / 2 - _RENEWS_WITHIN_S:
         return Reading(KEY, "", Verdict.DEGRADED, now, f"{words}: past half life and not renewed")
     if tier := next((tier for tier in _KEY_WARNINGS_S if left <= tier), None):
         return Reading(KEY, "", Verdict.DEGRADED, now, f"{words}: must rotate within {span(tier)}")

@@ -239,12 +239,12 @@ async def test_finding_opens_is_told_and_closes(node: Node) -> None:
     def lost(code: str) -> Reading:
         return Reading(code, peer, Verdict.FAILED, node.now, "3 echoes lost")
 
-    node.record(lost(PATH))
+    node.record(lost(HANDSHAKE))
     assert node.health.judge() == ((), ())
-    node.now += 3
-    node.record(lost(PATH))
+    node.now += 16
+    node.record(lost(HANDSHAKE))
     opened, _ = node.health.judge()
-    assert [(f.code, f.subject) for f in opened] == [(PATH, peer)]
+    assert [(f.code, f.subject) for f in opened] == [(HANDSHAKE, peer)]
     status = node.health.status()
     assert (status["verdict"], status["exit_code"]) == (Verdict.DEGRADED, 1)
     (finding,) = status["findings"]
@@ -252,7 +252,7 @@ async def test_finding_opens_is_told_and_closes(node: Node) -> None:
     assert json.loads(Response.json(200, status).body) == status
     node.record()
     _, closed = node.health.judge()
-    assert [(f.code, f.evidence) for f in closed] == [(PATH, "seen")]
+    assert [(f.code, f.evidence) for f in closed] == [(HANDSHAKE, "seen")]
     assert node.health.status()["findings"] == []
 
 

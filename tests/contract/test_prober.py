@@ -50,7 +50,7 @@ async def test_peer_silent_then_back(mesh: Mesh) -> None:
     for _ in range(3):
         await a.lose()
         seen.append(a.path(b))
-    assert seen == [Verdict.DEGRADED, Verdict.DEGRADED, Verdict.FAILED]
+    assert seen == [Verdict.OK, Verdict.DEGRADED, Verdict.FAILED], "one of the first few is chance"
     b.prober.bind()
     await a.round(b, c)
     assert a.path(b) is Verdict.DEGRADED, "it lost three of the last echoes"

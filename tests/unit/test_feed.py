@@ -251,6 +251,7 @@ async def test_one_sided_silence_is_told_to_both_after_the_grace_and_closes(monk
         assert found() == [[], [], []]
         clock.now += GRACE_S
         assert found() == [[b.id], [a.id], []]
+        assert pairs.pairs() == 1
         (row,) = pairs.of(a.id)
         assert (row.code, row.since, row.evidence) == (
             catalogue.ASYMMETRY, clock() - GRACE_S, "this end says failed, the peer ok",
