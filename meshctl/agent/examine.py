@@ -67,8 +67,8 @@ class Examiner:
         self._from.health.beat("examine")
         if time.monotonic() - self._from.reconciler.outcome.at < 2 * limits.TICK_S:
             self._from.health.beat("reconcile")
-        shallow = [*self._node(), *self._peers(peers), *await self._routes(peers)]
-        self._from.health.record([*shallow, *self._from.deep.readings.values()])
+        self._from.health.record([*self._node(), *self._peers(peers), *await self._routes(peers)])
+        self._from.health.adopt(self._from.deep.readings)
         before = self._from.health.verdict
         opened, closed = self._from.health.judge()
         for f in opened:

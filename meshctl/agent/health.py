@@ -63,7 +63,11 @@ class Health:
 
     def record(self, readings: Iterable[Reading]) -> None:
         """Later readings replace earlier ones of the same code and subject."""
-        self._readings.update((r[:2], r) for r in readings)
+        self._readings.update([(r[:2], r) for r in readings])
+
+    def adopt(self, readings: Mapping[Key, Reading]) -> None:
+        """The same, of who keeps them by code and subject."""
+        self._readings.update(readings)
 
     def beat(self, loop: str) -> None:
         """A loop of this process has turned."""
@@ -73,7 +77,7 @@ class Health:
         """Findings (opened, closed) by what is known now: the caller makes events of them."""
         now = self._monotonic()
         self.rows = integrity.evaluate(
-            self._readings.values(),
+            self._readings,
             self._expected,
             coverage_s=self._prober.coverage_s + _SLACK_S,
             deep_s=_DEEP_PERIODS * self.deep_s(),

@@ -22,20 +22,11 @@ _RHYTHMS: Final = 2.0  # a check with a rhythm of its own may miss one beat
 Key = tuple[str, str]  # code, subject
 
 
-class Reading(NamedTuple):
-    """One observation, judged. `subject` is a node id, or empty for the node itself. A tuple, because every peer has
-    three of them every other second.
-    """
-
-    code: str
-    subject: str
-    verdict: Verdict
-    at: float
-    evidence: str
-
-
 class Row(NamedTuple):
-    """What holds of one expected claim now. `because` names the failed check that explains this one's silence."""
+    """What holds of one claim. `subject` is a node id, or empty for the node itself; `at` is None for what was never
+    tested; `because` names the failed check that explains this one's silence. A tuple, because every peer has a dozen
+    of them every other second.
+    """
 
     code: str
     subject: str
@@ -43,6 +34,9 @@ class Row(NamedTuple):
     at: float | None
     evidence: str
     because: str = ""
+
+
+Reading = Row  # one observation, judged: it is the row, as long as it is young enough and nothing explains it
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +68,24 @@ def expected(peers: Iterable[NodeId]) -> tuple[Key, ...]:
 
 
 def evaluate(
-    readings: Iterable[Reading], expected: Iterable[Key], *, coverage_s: float, deep_s: float = 0.0, now: float
+    readings: Mapping[Key, Reading], expected: Iterable[Key], *, coverage_s: float, deep_s: float = 0.0, now: float
 ) -> tuple[Row, ...]:
-    """One row per expected (code, subject). Readings older than `coverage_s`, those of deep checks than `deep_s`, and
-    those from the future, are no evidence.
+    """One row per expected (code, subject), from the latest reading of each. Readings older than `coverage_s`, those of
+    deep checks than `deep_s`, and those from the future, are no evidence.
     """
     ages = {
         code: _RHYTHMS * check.every_s or (deep_s if check.deep else coverage_s) for code, check in CATALOGUE.items()
     }
-    latest: dict[Key, Reading] = {}
-    for reading in readings:
-        key = reading[:2]
-        if key not in latest or latest[key].at <= reading.at:
-            latest[key] = reading
-    rows = {key: _row(key, latest.get(key), ages[key[0]], now) for key in expected}
-    return tuple(row if row.verdict is Verdict.OK else _explained(row, rows) for row in rows.values())
+    rows = {key: _row(key, readings.get(key), ages[key[0]], now) for key in expected}
+    return tuple([row if row.verdict is Verdict.OK else _explained(row, rows) for row in rows.values()])
 
 
 def _row(key: Key, reading: Reading | None, coverage_s: float, now: float) -> Row:
-    if reading is None:
+    if reading is None or reading.at is None:
         return Row(*key, Verdict.UNKNOWN, None, "never tested")
     if abs(now - reading.at) > coverage_s:
         return Row(*key, Verdict.UNKNOWN, reading.at, f"not tested since {ago(now - reading.at)}")
-    return Row(*reading)
+    return reading
 
 
 def _explained(row: Row, rows: Mapping[Key, Row]) -> Row:

@@ -31,7 +31,7 @@ WELL, DOWN = matrix.pack(Cell(OK, Age.FRESH, "")), matrix.pack(Cell(FAILED, Age.
 
 def told(*readings: Reading, now: float = 100.0) -> list[Cell]:
     peers = (B, C)
-    judged = integrity.evaluate(readings, integrity.expected(peers), coverage_s=5.0, now=now)
+    judged = integrity.evaluate({r[:2]: r for r in readings}, integrity.expected(peers), coverage_s=5.0, now=now)
     return [matrix.unpack(byte) for byte in matrix.row(judged, peers, A, coverage_s=5.0, now=now).cells]
 
 
