@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 
+from meshctl.errors import ProtocolError
 from meshctl.mesh import limits, probe
 from meshctl.mesh.probe import Kind, Packet
 
@@ -27,7 +28,10 @@ def main(*addresses: str) -> None:
     while True:
         for sock in select.select(socks, (), ())[0]:
             datagram, source = sock.recvfrom(2048)
-            ping = probe.parse(datagram)
+            try:
+                ping = probe.parse(datagram)
+            except ProtocolError:
+                continue  # a deep experiment's
             if ping.kind is Kind.PING:
                 pong = Packet(
                     Kind.PONG, ping.receiver, ping.sender, ping.sequence, ping.round, time.time_ns(), ping.clock_ns
