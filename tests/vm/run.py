@@ -1,9 +1,10 @@
-"""A real kernel WireGuard, in an emulated machine of our own making: the device's contract suite, or a rotation.
+"""A real kernel WireGuard, in an emulated machine of our own making: the device's contract, a rotation, the wire.
 
-    python tests/vm/run.py [device|rotation] [KERNEL]      KERNEL: the newest in /boot by default
+    python tests/vm/run.py [device|rotation|wire] [KERNEL]      KERNEL: the newest in /boot by default
 
 `device` is the contract suite and its bench; `rotation` a whole mesh, etcd and coordinator included, that rotates all
-keys under traffic (tests/bench/rotation.py), at a rate that emulation carries.
+keys under traffic (tests/bench/rotation.py), at a rate that emulation carries; `wire` the experiments on the wire, and
+the faults that they find, on a mesh of two.
 
 The image is an initramfs with this Python, the few packages and tools the suite needs, and the kernel's network
 modules: no disk, network or file of the host is shared with the machine, and neither KVM nor 9p is needed (Debian's
@@ -50,7 +51,11 @@ SUITE = (
 )
 BENCH = "python -B tests/bench/reconcile.py"
 ROTATION = "python -B -m tests.bench.rotation --runs 2 --rate 50 --nodes 3 --udp-only"
-WORK = {"device": f"{SUITE} && {BENCH} kernel 100 1000", "rotation": ROTATION}
+WIRE = (
+    "python -B -m pytest -p no:cacheprovider -q --color=no --tb=short tests/netns/test_witness.py"
+    " -k 'healthy or copies or leak or twice or strangers or widened'"
+)
+WORK = {"device": f"{SUITE} && {BENCH} kernel 100 1000", "rotation": ROTATION, "wire": WIRE}
 
 INIT = f"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -96,7 +101,7 @@ def tree(root: Path, release: str, what: str) -> None:
     home.parent.mkdir(parents=True, exist_ok=True)
     home.symlink_to(f"/python/lib/{stdlib.name}")
     cache = shutil.ignore_patterns("__pycache__")
-    for package in (*PACKAGES, *(MESH_PACKAGES if what == "rotation" else ())):
+    for package in (*PACKAGES, *(MESH_PACKAGES if what != "device" else ())):
         shutil.copytree(site / package, root / "packages" / package, ignore=cache)
     for extra in (
         *site.glob("pytest_asyncio-*.dist-info"),
@@ -110,7 +115,7 @@ def tree(root: Path, release: str, what: str) -> None:
         shutil.copytree(REPOSITORY / name, root / "repository" / name, ignore=cache)
     put(root, REPOSITORY / "pyproject.toml", "/repository/pyproject.toml")
 
-    for tool in (*TOOLS, *(MESH_TOOLS if what == "rotation" else ())):
+    for tool in (*TOOLS, *(MESH_TOOLS if what != "device" else ())):
         put(root, Path(shutil.which(tool) or tool), "/bin/busybox" if tool == "busybox" else f"/usr/bin/{tool}")
     (root / "sbin/modprobe").symlink_to("/usr/bin/modprobe")  # where the kernel looks for it
     binaries = [
