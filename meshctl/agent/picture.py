@@ -24,8 +24,7 @@ from meshctl.agent.prober import Prober
 from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
 from meshctl.agent.rotate import Rotor
-from meshctl.mesh import catalogue
-from meshctl.mesh.catalogue import CATALOGUE, Verdict
+from meshctl.mesh.catalogue import CATALOGUE, Scope, Verdict
 from meshctl.mesh.interface import Session
 from meshctl.mesh.model import Candidate, Node
 
@@ -118,11 +117,12 @@ def _peer(
     wall: float,
 ) -> dict[str, Any]:
     echo = prober.echo(node.id)
-    states = {
-        code: rows.get((code, node.id), Verdict.UNKNOWN)
-        for code in (catalogue.HANDSHAKE, catalogue.PATH, catalogue.IDENTITY, catalogue.ROTATION)
-    }
-    worst = next((v for v in (Verdict.FAILED, Verdict.DEGRADED, Verdict.UNKNOWN) if v in states.values()), Verdict.OK)
+    checks = [check for check in CATALOGUE.values() if check.scope is Scope.PEER]
+    states = {check.code: rows.get((check.code, node.id), Verdict.UNKNOWN) for check in checks if not check.deep}
+    # A deep check that was not tried yet changes no state (integrity.overall); one that found something does.
+    told = {rows.get((check.code, node.id)) for check in checks}
+    calm = Verdict.UNKNOWN if Verdict.UNKNOWN in states.values() else Verdict.OK
+    worst = next((verdict for verdict in (Verdict.FAILED, Verdict.DEGRADED) if verdict in told), calm)
     return {
         "id": node.id,
         "name": node.name,

@@ -141,6 +141,18 @@ class Pair:
         return self._key
 
 
+def sender(
+    raw: bytes, receiver: bytes, source: str | None, me: bytes, pair_of: Callable[[bytes], Pair | None]
+) -> Pair | Drop:
+    """Who a packet says it is from, before its tag is looked at; from cheap to dear. `source`: None is not compared."""
+    pair = pair_of(raw)
+    if pair is None:
+        return Drop.STRANGER
+    if receiver != me:
+        return Drop.MISDIRECTED
+    return pair if source is None or source in pair.addresses else Drop.SOURCE
+
+
 def authenticate(
     datagram: bytes, source: str, me: bytes, pairs: Mapping[bytes, Pair], *, now: float
 ) -> tuple[Packet, Pair, PairKey] | Drop:
@@ -149,13 +161,9 @@ def authenticate(
         packet = probe.parse(datagram)
     except ProtocolError:
         return Drop.MALFORMED
-    pair = pairs.get(packet.sender)
-    if pair is None:
-        return Drop.STRANGER
-    if packet.receiver != me:
-        return Drop.MISDIRECTED
-    if source not in pair.addresses:
-        return Drop.SOURCE
+    pair = sender(packet.sender, packet.receiver, source, me, pairs.get)
+    if isinstance(pair, Drop):
+        return pair
     key = pair.key_of(datagram, now=now)
     if key is None:
         pair.tally.forged(now=now)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from meshctl.agent.prober import Prober
-from meshctl.agent.responder import Drop, Pair
+from meshctl.agent.responder import Drop, Pair, sender
 from meshctl.crypto.probe import PairKey
 from meshctl.errors import EnvironmentFault, ProtocolError
 from meshctl.mesh import limits, probe, sizing
@@ -119,13 +119,9 @@ class Sizing:
             head = sizing.parse(datagram)
         except ProtocolError:
             return Drop.MALFORMED
-        pair = self._prober.pair_of(head.sender)
-        if pair is None:
-            return Drop.STRANGER
-        if head.receiver != self._me:
-            return Drop.MISDIRECTED
-        if source[0] not in pair.addresses:
-            return Drop.SOURCE
+        pair = sender(head.sender, head.receiver, source[0], self._me, self._prober.pair_of)
+        if isinstance(pair, Drop):
+            return pair
         now = self._monotonic()
         key = pair.key_of(datagram[:HEADER_BYTES], now=now)
         if key is None:

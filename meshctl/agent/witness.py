@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from meshctl.agent.prober import Prober
-from meshctl.agent.responder import Drop, Pair
+from meshctl.agent.responder import Drop, Pair, sender
 from meshctl.agent.tap import NO_RIGHT, Leak, Seen, Tap
 from meshctl.crypto.probe import PairKey
 from meshctl.errors import EnvironmentFault, ProtocolError
@@ -135,14 +135,11 @@ class Witness:
             head, tagged = parse(datagram)
         except ProtocolError:
             return Drop.MALFORMED
-        pair = self._prober.pair_of(head.sender)
-        if pair is None:
-            return Drop.STRANGER
-        if head.receiver != self._raw:
-            return Drop.MISDIRECTED
         # A canary may come from a wrong address: whether it does is what an experiment wants to know.
-        if head.kind is not Kind.CANARY and source not in pair.addresses:
-            return Drop.SOURCE
+        expected = None if head.kind is Kind.CANARY else source
+        pair = sender(head.sender, head.receiver, expected, self._raw, self._prober.pair_of)
+        if isinstance(pair, Drop):
+            return pair
         if (key := pair.key) is None or not key.is_genuine(tagged):
             return Drop.FORGED
         return head, pair, key
