@@ -21,6 +21,7 @@ _RAW = serialization.Encoding.Raw
 _CURVE = ec.SECP256R1()
 JOIN_CONTEXT = b"meshctl/join/v1\0"  # what a signature was given for: one made for a renewal proves no join
 RENEW_CONTEXT = b"meshctl/renew/v1\0"
+FINDING_CONTEXT = b"meshctl/finding/v1\0"  # mesh/evidence.py
 
 
 def public_key(private: PrivateKey) -> PublicKey:

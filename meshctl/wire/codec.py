@@ -14,11 +14,13 @@ from google.protobuf.message import DecodeError
 
 from meshctl import __version__
 from meshctl.errors import ProtocolError
+from meshctl.mesh.evidence import EVIDENCE_CHARS, Claim
 from meshctl.mesh.model import Candidate, Endpoint, MeshInfo, Node, NodeId, Origin
 from meshctl.mesh.statement import Statement
 from meshctl.wire.v1 import mesh_pb2 as pb
 
-PROTOCOL = 1
+PROTOCOL_MIN, PROTOCOL = 1, 2  # from SIGNED on nodes sign what they find, and nothing else is believed of them
+SIGNED = 2
 _ORIGIN = {
     Origin.CONFIGURED: pb.ORIGIN_CONFIGURED,
     Origin.LOCAL: pb.ORIGIN_LOCAL,
@@ -145,18 +147,18 @@ def decode_mesh(raw: bytes) -> MeshInfo:
 # ---- enrolment -----------------------------------------------------------------------------------------------------
 def hello() -> pb.Hello:
     """What this release speaks."""
-    return pb.Hello(protocol_min=PROTOCOL, protocol_max=PROTOCOL, release=__version__)
+    return pb.Hello(protocol_min=PROTOCOL_MIN, protocol_max=PROTOCOL, release=__version__)
 
 
 def agree(message: pb.Hello) -> int:
     """The highest protocol both speak. Raises ProtocolError naming both ranges."""
-    if message.protocol_max < PROTOCOL or message.protocol_min > PROTOCOL:
+    if message.protocol_max < PROTOCOL_MIN or message.protocol_min > PROTOCOL:
         raise ProtocolError(
             f"release {message.release or 'unknown'} speaks protocol {message.protocol_min} to {message.protocol_max}, "
-            f"this one ({__version__}) speaks {PROTOCOL}",
+            f"this one ({__version__}) speaks {PROTOCOL_MIN} to {PROTOCOL}",
             "upgrade the older side; coordinators first",
         )
-    return PROTOCOL
+    return min(message.protocol_max, PROTOCOL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +261,11 @@ def renewed(message: pb.Renewed) -> tuple[bytes, MeshInfo]:
 # ---- what people read: findings, tokens, node states -----------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class FindingRow:
-    """A finding as it travels. `subject` is a node id, or empty for the node itself; times in unix seconds."""
+    """A finding as it travels. `subject` is a node id, or empty for the node itself; times in unix seconds.
+
+    `signature` of its `claim` by the device key of the node that says it; empty where nobody signed: nodes of earlier
+    releases, and what a coordinator concludes by itself.
+    """
 
     code: str
     subject: str
@@ -267,19 +273,42 @@ class FindingRow:
     since: float
     at: float
     evidence: str
+    number: int = 0
+    signature: bytes = b""
+
+    def claim(self, mesh: str, node: NodeId, *, closed: bool) -> Claim:
+        """What `node` signs of it. Raises ProtocolError for times that are none."""
+        try:
+            since, at = round(self.since * 1000), round(self.at * 1000)
+        except (ValueError, OverflowError):
+            raise ProtocolError("a finding without a time", "the node may run an incompatible release") from None
+        return Claim(
+            mesh, node, self.number, closed, self.code, self.subject, self.verdict, since, at, self.evidence
+        )
 
 
 def finding_messages(rows: Iterable[FindingRow]) -> list[pb.Finding]:
     """Findings for Up and for NodeState."""
     return [
-        pb.Finding(code=r.code, subject=r.subject, verdict=r.verdict, since=r.since, at=r.at, evidence=r.evidence[:256])
+        pb.Finding(
+            code=r.code,
+            subject=r.subject,
+            verdict=r.verdict,
+            since=r.since,
+            at=r.at,
+            evidence=r.evidence[:EVIDENCE_CHARS],
+            number=r.number,
+            signature=r.signature,
+        )
         for r in rows
     ]
 
 
 def finding_rows(messages: Iterable[pb.Finding]) -> tuple[FindingRow, ...]:
     """Inverse of `finding_messages`."""
-    return tuple(FindingRow(m.code, m.subject, m.verdict, m.since, m.at, m.evidence) for m in messages)
+    return tuple(
+        FindingRow(m.code, m.subject, m.verdict, m.since, m.at, m.evidence, m.number, m.signature) for m in messages
+    )
 
 
 def leave_request() -> pb.LeaveRequest:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
-from meshctl.mesh import limits
+from meshctl.mesh import evidence, limits
 from meshctl.mesh.matrix import MatrixRow
 from meshctl.mesh.model import Candidate, MeshInfo
 from meshctl.mesh.rotation import Order, Report
@@ -20,7 +20,7 @@ from meshctl.wire.v1 import mesh_pb2 as pb
 
 _PUT_TAG = b"\x0a"  # field 1, length-delimited
 _GONE_TAG = b"\x12"  # field 2
-FINDINGS_PER_REPORT = 256  # of at most 330 bytes: within UP_MESSAGE_BYTES when every peer is down
+FINDINGS_PER_REPORT = evidence.SIGNED_OPEN  # of 410 bytes at most: as many open and closed ones are one message
 
 
 METHOD = "/meshctl.wire.v1.Mesh/Session"
@@ -96,18 +96,22 @@ def frames(
 
 
 def heartbeat_frame(
-    revision: int, findings: Sequence[FindingRow] = (), registry_age_s: float = 0.0, *, now: float
+    revision: int, findings: Sequence[FindingRow] = (), registry_age_s: float = 0.0, heard: int = 0, *, now: float
 ) -> bytes:
-    """The server's clock and revision, what it finds of this node, and how long the registry has not answered it."""
+    """The server's clock and revision, what it finds of this node, how long the registry has not answered it, and the
+    number of the node's last signed statement that it took.
+    """
     found = codec.finding_messages(findings)
-    beat = pb.Heartbeat(now=now, revision=revision, findings=found, registry_age=registry_age_s)
+    beat = pb.Heartbeat(now=now, revision=revision, findings=found, registry_age=registry_age_s, heard=heard)
     return pb.Down(heartbeat=beat).SerializeToString()
 
 
-def welcome_frame(mesh: MeshInfo, seen_address: str, revision: int, *, now: float) -> bytes:
-    """First frame of a session."""
-    beat = pb.Heartbeat(now=now, revision=revision, seen_address=seen_address)
-    return pb.Down(heartbeat=beat, mesh=codec.mesh_message(mesh), protocol=codec.PROTOCOL).SerializeToString()
+def welcome_frame(
+    mesh: MeshInfo, seen_address: str, revision: int, heard: int = 0, protocol: int = codec.PROTOCOL, *, now: float
+) -> bytes:
+    """First frame of a session. `protocol`: as agreed."""
+    beat = pb.Heartbeat(now=now, revision=revision, seen_address=seen_address, heard=heard)
+    return pb.Down(heartbeat=beat, mesh=codec.mesh_message(mesh), protocol=protocol).SerializeToString()
 
 
 def mesh_frame(mesh: MeshInfo) -> bytes:
@@ -124,6 +128,7 @@ class Beat:
     findings: tuple[FindingRow, ...]
     seen_address: str
     registry_age_s: float = 0.0
+    heard: int = 0  # number of our last signed statement that it took
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +159,7 @@ def decode_down(raw: bytes) -> DownFrame:
         h = m.heartbeat
         beat = None
         if m.HasField("heartbeat"):
-            beat = Beat(h.now, h.revision, codec.finding_rows(h.findings), h.seen_address, h.registry_age)
+            beat = Beat(h.now, h.revision, codec.finding_rows(h.findings), h.seen_address, h.registry_age, h.heard)
         mesh = codec.mesh_info(m.mesh) if m.HasField("mesh") else None
         order = turns.order(m.order) if m.HasField("order") else None
         put, gone = tuple(m.put), tuple(m.gone)
@@ -173,6 +178,8 @@ class UpFrame:
     rotation: Report | None = None
     release: str = ""  # of the node, told with `resume`
     row: MatrixRow | None = None  # when it has changed
+    closed: tuple[FindingRow, ...] = ()  # told with `applied`
+    protocol: int = codec.PROTOCOL  # as agreed, told with `resume`
 
 
 def encode_up(frame: UpFrame) -> pb.Up:
@@ -187,6 +194,7 @@ def encode_up(frame: UpFrame) -> pb.Up:
         revision, digest, verdict = frame.applied
         up.applied.CopyFrom(pb.Applied(revision=revision, digest=digest, verdict=verdict))
         up.findings.extend(codec.finding_messages((frame.findings or ())[:FINDINGS_PER_REPORT]))
+        up.closed.extend(codec.finding_messages(frame.closed[:FINDINGS_PER_REPORT]))
     if frame.candidates is not None:
         up.candidates.CopyFrom(pb.Candidates(candidates=[codec.candidate_message(c) for c in frame.candidates]))
     if frame.rotation is not None:
@@ -199,16 +207,17 @@ def encode_up(frame: UpFrame) -> pb.Up:
 def decode_up(up: pb.Up) -> UpFrame:
     """From the servicer. Findings come with every report, so an empty list closes them."""
     with strict("report"):
-        resume, release = None, ""
+        resume, release, protocol = None, "", codec.PROTOCOL
         if up.HasField("resume"):
             release = up.resume.hello.release
-            codec.agree(up.resume.hello)
+            protocol = codec.agree(up.resume.hello)
             resume = up.resume.incarnation, up.resume.revision, up.resume.map_hash
         applied = (up.applied.revision, up.applied.digest, up.applied.verdict) if up.HasField("applied") else None
         found = codec.finding_rows(up.findings[:FINDINGS_PER_REPORT]) if applied else None
+        closed = codec.finding_rows(up.closed[:FINDINGS_PER_REPORT]) if applied else ()
         candidates = None
         if up.HasField("candidates"):
             candidates = tuple(codec.candidate(c) for c in up.candidates.candidates[: limits.ENDPOINTS_PER_NODE])
         rotation = turns.report(up.rotation) if up.HasField("rotation") else None
         row = rows.row(up.row) if up.HasField("row") else None
-        return UpFrame(resume, applied, candidates, found, up.again, rotation, release, row)
+        return UpFrame(resume, applied, candidates, found, up.again, rotation, release, row, closed, protocol)

@@ -63,14 +63,15 @@ def test_fields_of_a_later_release_are_passed_over() -> None:
     )
 
 
-@pytest.mark.parametrize(("low", "high"), [(2, 9), (0, 0)])
+@pytest.mark.parametrize(("low", "high"), [(3, 9), (0, 0)])
 def test_protocol_mismatch_names_both_ranges(low: int, high: int) -> None:
     with pytest.raises(
-        ProtocolError, match=rf"release 9\.9 speaks protocol {low} to {high}, this one .* speaks 1"
+        ProtocolError, match=rf"release 9\.9 speaks protocol {low} to {high}, this one .* speaks 1 to 2"
     ) as told:
         codec.agree(pb.Hello(protocol_min=low, protocol_max=high, release="9.9"))
     assert "upgrade" in told.value.hint
     assert codec.agree(pb.Hello(protocol_min=0, protocol_max=9)) == codec.PROTOCOL
+    assert codec.agree(pb.Hello(protocol_min=1, protocol_max=1)) == 1 < codec.SIGNED
 
 
 def test_mesh_record_with_wrong_prefixes_is_refused() -> None:

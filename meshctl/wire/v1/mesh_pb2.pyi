@@ -161,7 +161,7 @@ class MeshInfo(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., prefix4: _Optional[str] = ..., prefix6: _Optional[str] = ..., coordinators: _Optional[_Iterable[str]] = ..., ca: _Optional[bytes] = ..., incarnation: _Optional[str] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class Up(_message.Message):
-    __slots__ = ("resume", "applied", "candidates", "findings", "again", "rotation", "row")
+    __slots__ = ("resume", "applied", "candidates", "findings", "again", "rotation", "row", "closed")
     RESUME_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +169,7 @@ class Up(_message.Message):
     AGAIN_FIELD_NUMBER: _ClassVar[int]
     ROTATION_FIELD_NUMBER: _ClassVar[int]
     ROW_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
     resume: Resume
     applied: Applied
     candidates: Candidates
@@ -176,7 +177,8 @@ class Up(_message.Message):
     again: bool
     rotation: RotationReport
     row: MatrixRow
-    def __init__(self, resume: _Optional[_Union[Resume, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., candidates: _Optional[_Union[Candidates, _Mapping]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., again: _Optional[bool] = ..., rotation: _Optional[_Union[RotationReport, _Mapping]] = ..., row: _Optional[_Union[MatrixRow, _Mapping]] = ...) -> None: ...
+    closed: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, resume: _Optional[_Union[Resume, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., candidates: _Optional[_Union[Candidates, _Mapping]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., again: _Optional[bool] = ..., rotation: _Optional[_Union[RotationReport, _Mapping]] = ..., row: _Optional[_Union[MatrixRow, _Mapping]] = ..., closed: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
 
 class MatrixRow(_message.Message):
     __slots__ = ("roster", "cells")
@@ -245,20 +247,24 @@ class Candidates(_message.Message):
     def __init__(self, candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
 
 class Finding(_message.Message):
-    __slots__ = ("code", "subject", "verdict", "since", "at", "evidence")
+    __slots__ = ("code", "subject", "verdict", "since", "at", "evidence", "number", "signature")
     CODE_FIELD_NUMBER: _ClassVar[int]
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     code: str
     subject: str
     verdict: str
     since: float
     at: float
     evidence: str
-    def __init__(self, code: _Optional[str] = ..., subject: _Optional[str] = ..., verdict: _Optional[str] = ..., since: _Optional[float] = ..., at: _Optional[float] = ..., evidence: _Optional[str] = ...) -> None: ...
+    number: int
+    signature: bytes
+    def __init__(self, code: _Optional[str] = ..., subject: _Optional[str] = ..., verdict: _Optional[str] = ..., since: _Optional[float] = ..., at: _Optional[float] = ..., evidence: _Optional[str] = ..., number: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Down(_message.Message):
     __slots__ = ("put", "gone", "from_revision", "to_revision", "map_hash", "snapshot", "more", "heartbeat", "mesh", "protocol", "order")
@@ -299,18 +305,20 @@ class RotationOrder(_message.Message):
     def __init__(self, rotation: _Optional[str] = ..., phase: _Optional[str] = ..., grant: _Optional[int] = ..., force: _Optional[bool] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("now", "revision", "findings", "seen_address", "registry_age")
+    __slots__ = ("now", "revision", "findings", "seen_address", "registry_age", "heard")
     NOW_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     FINDINGS_FIELD_NUMBER: _ClassVar[int]
     SEEN_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     REGISTRY_AGE_FIELD_NUMBER: _ClassVar[int]
+    HEARD_FIELD_NUMBER: _ClassVar[int]
     now: float
     revision: int
     findings: _containers.RepeatedCompositeFieldContainer[Finding]
     seen_address: str
     registry_age: float
-    def __init__(self, now: _Optional[float] = ..., revision: _Optional[int] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., seen_address: _Optional[str] = ..., registry_age: _Optional[float] = ...) -> None: ...
+    heard: int
+    def __init__(self, now: _Optional[float] = ..., revision: _Optional[int] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., seen_address: _Optional[str] = ..., registry_age: _Optional[float] = ..., heard: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ()
