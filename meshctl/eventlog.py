@@ -31,6 +31,7 @@ TEXT_CHARS: Final = 512  # free text comes from strangers too (names in refused 
 PENDING_EVENTS: Final = 10_000  # kept in memory while the disk refuses; a drop shows as a hole in the sequence
 
 ADDRESSES: Final = (IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network, Endpoint)
+_FOR_MACHINES: Final = {"device_key", "signature"}  # what people cannot check by eye
 _WORD: Final = re.compile(r"[\w.:/@,+=\[\]-]+", re.ASCII)
 
 
@@ -44,10 +45,12 @@ class HumanLog:
         self._stream, self._redact = stream, redact
 
     def say(self, level: str, event: str, told: Mapping[str, object]) -> None:
-        """Write one line; empty values are left out."""
+        """Write one line; empty values and signatures are left out."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         shown = (
-            f" {key}={self._shown(key, value)}" for key, value in told.items() if value not in (None, "", (), False)
+            f" {key}={self._shown(key, value)}"
+            for key, value in told.items()
+            if value not in (None, "", (), False) and key not in _FOR_MACHINES
         )
         print(f"{stamp} {level:<7} {event}{''.join(shown)}", file=self._stream, flush=True)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +20,12 @@ import grpc
 from meshctl.agent import channel
 from meshctl.agent.book import Book
 from meshctl.agent.join import Member
+from meshctl.agent.ledger import Ledger
 from meshctl.crypto.identity import Identity
 from meshctl.errors import MeshError, ProtocolError, RefusedError, UnreachableError
 from meshctl.events import Events, SessionClosed, SessionOpened, StatementRefused
 from meshctl.mesh import limits, pacing
+from meshctl.mesh.integrity import Key
 from meshctl.mesh.matrix import MatrixRow
 from meshctl.mesh.model import Candidate, MeshInfo, NodeId
 from meshctl.mesh.rotation import Order
@@ -50,6 +52,7 @@ class Link:
     clock_offset_s: float = 0.0  # server minus ours
     last_error: str = ""
     seen_address: str = ""  # where the coordinator sees our connection come from
+    signed: Mapping[Key, FindingRow] = field(default_factory=dict)  # open findings as they were told
     order: Order | None = None  # what the rotation whose turn is ours asks of us, as long as the session lives
 
 
@@ -65,6 +68,7 @@ class Report:
     candidates: tuple[Candidate, ...]
     rotation: TurnReport | None = None
     row: MatrixRow | None = None  # made anew at most once in a coverage period (agent/health.py)
+    ended: Mapping[Key, tuple[str, str]] = field(default_factory=dict, compare=False)  # what closed those not found now
 
     def is_news(self, sent: Report | None) -> bool:
         """Whether to send it. What is said of a turn is said again whenever its author makes it anew."""
@@ -87,7 +91,9 @@ class Follower:
         adopt: Callable[[MeshInfo], None],
         events: Events,
     ) -> None:
-        self.link = Link()
+        self._ledger = Ledger(identity, lambda: member().mesh.id)
+        self._welcomed = asyncio.Event()
+        self.link = Link(signed=self._ledger.open)
         self.dirty = asyncio.Event()
         self.reconnect = asyncio.Event()
         self._member, self._identity, self._book = member, identity, book
@@ -148,6 +154,7 @@ class Follower:
 
     async def _session(self, address: str) -> None:
         member = self._member()
+        self._welcomed.clear()
         async with channel.open_channel(address, member.mesh.ca, self._identity, member.certificate) as wire:
             method: Any = wire.stream_stream(session.METHOD, session.serialize_up, None)
             call = method()
@@ -222,9 +229,13 @@ class Follower:
             who = self._identity.id
             self._events.emit(SessionOpened(node=who, revision=self._book.roster.revision))
             self.dirty.set()
+        if not self._welcomed.is_set():  # what is signed says no more than this coordinator has not heard
+            self._ledger.begin(beat.heard)
+            self._welcomed.set()
 
     async def _send(self, call: Any) -> None:
         sent, said = None, float("-inf")
+        await self._welcomed.wait()
         while True:
             self.dirty.clear()
             report = self._report()
@@ -234,11 +245,13 @@ class Follower:
             if report and report.is_news(sent):
                 moved = sent is None or report.candidates != sent.candidates
                 said_row = sent.row if sent else None
+                findings, closed = self._ledger.tell(report.findings, report.ended)
                 await call.write(
                     session.encode_up(
                         UpFrame(
                             applied=(report.revision, report.digest, report.verdict),
-                            findings=report.findings,
+                            findings=findings,
+                            closed=closed,
                             candidates=report.candidates if moved else None,
                             rotation=report.rotation,
                             row=report.row if report.row != said_row else None,

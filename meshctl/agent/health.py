@@ -25,6 +25,7 @@ from meshctl.wire.http import Handler, Request, Response
 if TYPE_CHECKING:
     from prometheus_client.core import GaugeMetricFamily, Metric
 
+_ENDED_KEPT: Final = 256  # findings that closed, until a report tells of them
 _LOOP_STUCK_S: Final = 10.0  # five rounds of the slowest loop
 _PEER_SERIES: Final = 200  # peers with series of their own, the worst first
 # One lost exchange is repeated in the next round; only then is a peer untested.
@@ -43,6 +44,7 @@ class Health:
         self.verdict = integrity.overall(())  # one word for this node
         self.revision = 0  # applied
         self.row: MatrixRow | None = None  # what the coordinator's matrix is told
+        self.ended: dict[Key, tuple[str, str]] = {}  # verdict and evidence that closed the last few findings
         self._summed_at = float("-inf")
         self._prober, self._monotonic, self._wall = prober, monotonic, wall
         # Seconds that packets to a peer stood still when our key last changed, and when its did; 0: not measured.
@@ -85,7 +87,17 @@ class Health:
         )
         self.verdict = integrity.overall(self.rows)
         self.findings, opened, closed = integrity.track(self.findings, self.rows, now=now)
+        self._end(closed)
         return opened, closed
+
+    def _end(self, closed: tuple[Finding, ...]) -> None:
+        expected = {row[:2] for row in self.rows} if closed else set()
+        for f in closed:
+            key = f.code, f.subject
+            self.ended.pop(key, None)
+            self.ended[key] = Verdict.OK if key in expected else Verdict.UNKNOWN, f.evidence
+        while len(self.ended) > _ENDED_KEPT:
+            del self.ended[next(iter(self.ended))]
 
     def sum_up(self, me: NodeId) -> bool:
         """The compact row anew, at most once in a coverage period -> whether it has changed."""

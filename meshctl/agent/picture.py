@@ -2,9 +2,9 @@
 
     mesh {id, name, policy}   node {id, name, address4, address6}   interface {name, kind, listen_port}
     revision {applied, server, age_s}   link {coordinator, connected, age_s, error}   keys {age_s, certificate_left_s}
-    verdict, ready, rows, findings (see health.py; findings carry age_s, subject_name, remedy)   mesh_findings: the
-    coordinator's peers [{id, name, address4, address6, endpoint, handshake_age_s, rtt_ms, loss, proven {ok, of,
-    age_s}, state}]
+    verdict, ready, rows, findings (see health.py; findings carry age_s, subject_name, remedy, and signed: it was
+    told with a signature)   mesh_findings: the coordinator's own conclusions, which no node signed
+    peers [{id, name, address4, address6, endpoint, handshake_age_s, rtt_ms, loss, proven {ok, of, age_s}, state}]
 
 Ages in seconds, null where there is none. Fields are only ever added.
 """
@@ -54,6 +54,7 @@ def picture(sources: Sources) -> dict[str, Any]:
     names: dict[str, str] = {node.id: node.name for node in roster.nodes.values()}
     for finding in judged["findings"]:
         finding["age_s"], finding["subject_name"] = wall - finding["since"], finding["name"]
+        finding["signed"] = (finding["code"], finding["subject"]) in link.signed
     rows = {(row.code, row.subject): row.verdict for row in health.rows}
     peers = [node for node in roster.nodes.values() if node.id != member.node.id]
     return {
@@ -87,6 +88,7 @@ def picture(sources: Sources) -> dict[str, Any]:
                 "age_s": wall - f.since,
                 "evidence": f.evidence,
                 "remedy": CATALOGUE[f.code].remedy if f.code in CATALOGUE else "",
+                "signed": bool(f.signature),
             }
             for f in (link.beat.findings if link.beat else ())
         ],
@@ -104,7 +106,7 @@ def report(sources: Sources, candidates: tuple[Candidate, ...]) -> Report | None
         return None
     kinds, turn = frozenset((f.code, f.subject, f.verdict) for f in found), sources.rotor.report
     verdict, row = sources.health.verdict, sources.health.row
-    return Report(outcome.revision, outcome.digest, verdict, kinds, found, candidates, turn, row)
+    return Report(outcome.revision, outcome.digest, verdict, kinds, found, candidates, turn, row, sources.health.ended)
 
 
 def _peer(
