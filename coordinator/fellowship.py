@@ -15,6 +15,7 @@ from coordinator.asks import Asks
 from coordinator.asymmetry import Asymmetry
 from coordinator.convergence import Convergence
 from coordinator.feed import Feed
+from coordinator.findings import Findings
 from coordinator.fleet import Beat, Fleet
 from coordinator.herald import Herald
 from coordinator.matrix import Matrix
@@ -55,5 +56,6 @@ def fellowship(
     herald = Herald(me, about, registry, feed, presence, convergence, steady)
     asks = Asks(me, registry, feed, presence, fleet)
     asymmetry, matrix = Asymmetry(feed, presence), Matrix(feed, presence, fleet, steady)
-    views = Views(mesh, feed, presence, asymmetry, matrix, fleet, herald, Pulse(feed, registry, steady))
+    pulse, findings = Pulse(feed, registry, steady), Findings(mesh.id, feed, steady)
+    views = Views(mesh, feed, presence, asymmetry, matrix, fleet, herald, pulse, findings)
     return Fellowship(fleet, herald, asks, convergence, views)

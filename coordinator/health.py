@@ -44,6 +44,7 @@ class CoordinatorHealth:
         """prometheus_client calls this at each scrape."""
         yield from metrics.of_mesh(self._views.overview(), following=self._feed.following)
         yield metrics.of_pairs(self._views.asymmetry.pairs())
+        yield from metrics.of_findings(self._views.findings)
         yield metrics.convergence(*self._convergence.histogram())
         yield from metrics.of_front(self._front.connections)
 

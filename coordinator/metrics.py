@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from coordinator.findings import Findings
 from coordinator.front import Figures
 from meshctl.mesh.catalogue import ASYMMETRY, CATALOGUE
 from meshctl.wire.overview import Overview
@@ -56,6 +57,16 @@ def of_pairs(asymmetric: int) -> Metric:
     found = GaugeMetricFamily("meshctl_finding_open", "Pairs whose ends disagree", labels=["code", "severity"])
     found.add_metric([check.code, check.severity], asymmetric)
     return found
+
+
+def of_findings(findings: Findings) -> Iterator[Metric]:
+    """What nodes signed, and what was not believed."""
+    yield CounterMetricFamily(PREFIX + "findings_signed", "Signed statements of nodes believed", value=findings.signed)
+    yield _gauge("findings_open", "Signed findings of nodes that are open", findings.open)
+    refused = CounterMetricFamily(PREFIX + "findings_refused", "Statements not believed, by reason", labels=["reason"])
+    for why, count in sorted(findings.refused.items()):
+        refused.add_metric([why], count)
+    yield refused
 
 
 def _of_rotation(seen: Overview) -> Iterator[Metric]:

@@ -114,7 +114,8 @@ async def serve(directory: Path, config: CoordinatorConfig, events: Events, say:
         feed = Feed(sealed, gone)
         about = Beat(home(directory), __version__, time.time(), config.advertise)
         fellows = fellowship(authority.mesh, about, sealed, feed, presence)  # before the feed brings what others said
-        gone += [fellows.fleet.forget, fellows.views.asymmetry.forget, fellows.views.matrix.forget]
+        views = fellows.views
+        gone += [fellows.fleet.forget, views.asymmetry.forget, views.matrix.forget, views.findings.forget]
         await feed.load()
         members = Members(authority.mesh, sealed, feed, events, time.time)
         rotations = Rotations(authority.mesh, sealed, feed, events, time.time, fellows.fleet.is_connected)
@@ -125,7 +126,7 @@ async def serve(directory: Path, config: CoordinatorConfig, events: Events, say:
         gone.append(lambda node: _cut(front, feed, authority.mesh.id, node))
         await front.start([split(address) for address in config.listen])
         stack.push_async_callback(front.stop)
-        await serve_health(stack, config.health_listen, fellows.views, fellows.convergence, front)
+        await serve_health(stack, config.health_listen, views, fellows.convergence, front)
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         await events.commit(CoordinatorStarted(release=__version__, incarnation=authority.mesh.incarnation))
         if authority.mesh.policy == "allow-all":
@@ -155,7 +156,8 @@ async def _services(
     backend = await _server(sockets / "backend.sock", stack, grpc_server_options())
     rpc.add_EnrolmentServicer_to_server(EnrolmentService(enrolment), backend)
     meshes = MeshService(
-        mesh, views.feed, views.presence, members, events, views.asymmetry, views.matrix, rotations, views.pulse
+        mesh, views.feed, views.presence, members, events, views.asymmetry, views.matrix, rotations, views.pulse,
+        views.findings,
     )
     backend.add_generic_rpc_handlers((meshes.handlers(),))
     checks: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]

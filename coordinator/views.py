@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from coordinator.asymmetry import Asymmetry
 from coordinator.feed import Feed
+from coordinator.findings import Findings
 from coordinator.fleet import Beat, Fleet, Other
 from coordinator.herald import Herald
 from coordinator.matrix import Matrix
@@ -36,6 +37,7 @@ class Views:
     fleet: Fleet
     herald: Herald
     pulse: Pulse
+    findings: Findings
 
     # ---- the mesh ----------------------------------------------------------------------------------------------------
 

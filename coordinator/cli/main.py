@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from coordinator.cli import nodes, status, tokens
+from coordinator.cli import findings, nodes, status, tokens
 from coordinator.cli.local import DATA_DIR
 from coordinator.config import DEFAULT_PORT
 from meshctl import __version__, terminal
@@ -84,6 +84,7 @@ cli.add_command(tokens.token)
 cli.add_command(nodes.nodes)
 cli.add_command(nodes.revoke)
 cli.add_command(nodes.applied)
+cli.add_command(findings.findings)
 cli.add_command(status.status)
 
 

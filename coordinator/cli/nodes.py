@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def _plain(state: NodeState) -> dict[str, object]:
         "address6": str(node.address6),
         "tags": node.tags,
         "wireguard_key": str(node.statement.wireguard),
+        "device_key": base64.b64encode(node.statement.device_key).decode(),
         "serial": node.statement.serial,
         "joined": node.joined,
         "endpoints": [{"endpoint": str(c.endpoint), "origin": str(c.origin)} for c in node.candidates],

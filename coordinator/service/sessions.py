@@ -10,12 +10,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import grpc
 
 from coordinator.asymmetry import Asymmetry
 from coordinator.feed import Feed
+from coordinator.findings import Findings
 from coordinator.matrix import Matrix
 from coordinator.members import Members
 from coordinator.passes import Passes
@@ -26,10 +28,11 @@ from coordinator.records import Why
 from coordinator.rotations import Rotations
 from coordinator.service import calls
 from meshctl.errors import ConflictError, EnvironmentFault, MeshError, ProtocolError, RefusedError, UnreachableError
-from meshctl.events import Events, SessionClosed, SessionOpened
+from meshctl.events import Event, Events, SessionClosed, SessionOpened
 from meshctl.mesh.model import MeshInfo, NodeId
 from meshctl.mesh.rotation import Order, Turn
-from meshctl.wire import operator, session, turns
+from meshctl.wire import codec, operator, session, turns
+from meshctl.wire.codec import FindingRow
 from meshctl.wire.session import UpFrame
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -51,8 +54,9 @@ class MeshService:
         matrix: Matrix,
         rotations: Rotations,
         pulse: Pulse,
+        findings: Findings,
     ) -> None:
-        self._pulse = pulse
+        self._pulse, self._findings = pulse, findings
         self._mesh, self._feed, self._presence, self._members, self._events = mesh, feed, presence, members, events
         self._asymmetry, self._matrix, self._rotations = asymmetry, matrix, rotations
         self._streams: dict[NodeId, _Stream] = {}  # the newest of each node
@@ -96,7 +100,7 @@ class MeshService:
         opened = time.time()
         self._presence.opened(node, str(who.address), first.release, now=opened)
         self._events.emit(SessionOpened(actor=f"node:{node}", source=who.address, node=node, revision=first.resume[1]))
-        stream = self._streams[node] = _Stream(self, node, who, context, cursor)
+        stream = self._streams[node] = _Stream(self, node, who, context, cursor, first.protocol)
         why = "ended"
         try:
             await stream.run(requests)
@@ -143,14 +147,15 @@ class MeshService:
         # At or beyond the last change the hash alone decides: after a restart our log may end before a swept tombstone.
         return revision if revision < self._feed.revision or map_hash == self._feed.journal.hash else 0
 
-    async def take(self, node: NodeId, who: PeerIdentity, up: UpFrame) -> None:
-        """One report of a node."""
+    async def take(self, node: NodeId, who: PeerIdentity, up: UpFrame, protocol: int = codec.PROTOCOL) -> None:
+        """One report of a node, with which `protocol` was agreed."""
         held = self._presence.get(node)
         if held is None:
             return
         if up.applied is not None:
-            self._presence.report(node, up.applied, up.findings or (), now=time.time())
-            self._asymmetry.take(node, held.findings)
+            found = await self._believed(node, who, up, protocol)
+            self._presence.report(node, up.applied, found, now=time.time())
+            self._asymmetry.take(node, found)
         if up.row is not None:
             self._matrix.take(node, up.row)
         if up.candidates is not None:
@@ -158,6 +163,14 @@ class MeshService:
         if up.rotation is not None:
             with suppress(UnreachableError, ConflictError, EnvironmentFault):  # the node says it again
                 await self._rotations.hear(node, up.rotation)
+
+    async def _believed(self, node: NodeId, who: PeerIdentity, up: UpFrame, protocol: int) -> tuple[FindingRow, ...]:
+        def tell(event: Event) -> None:
+            self._events.emit(replace(event, source=who.address))
+
+        if protocol < codec.SIGNED:
+            return self._findings.take_unsigned(node, up.findings or (), tell)
+        return await self._findings.take(node, up.findings or (), up.closed, tell)
 
     def order(self, node: NodeId) -> Order | None:
         """What the open rotation asks of a node."""
@@ -177,15 +190,17 @@ class MeshService:
         """Its record as it is now: nodes learn of further coordinators."""
         return self._feed.mesh or self._mesh
 
-    def welcome(self, who: PeerIdentity, order: Order | None) -> bytes:
+    def welcome(self, node: NodeId, who: PeerIdentity, order: Order | None, protocol: int) -> bytes:
         """First frame. It says whose turn it is, or a node in the middle of its own would take it for ended."""
-        first = session.welcome_frame(self.mesh, str(who.address), self._feed.revision, now=time.time())
+        heard, revision = self._findings.heard(node), self._feed.revision
+        first = session.welcome_frame(self.mesh, str(who.address), revision, heard, protocol, now=time.time())
         return first + turns.order_frame(order)
 
     def heartbeat(self, node: NodeId) -> bytes:
         """Our clock, our revision, what we find, and how old it may be."""
         found, age = self._asymmetry.of(node), self._pulse.age_s
-        return session.heartbeat_frame(self._feed.revision, found, age, now=time.time())
+        heard = self._findings.heard(node)
+        return session.heartbeat_frame(self._feed.revision, found, age, heard, now=time.time())
 
     @property
     def feed(self) -> Feed:
@@ -196,7 +211,10 @@ class MeshService:
 class _Stream:
     """One stream's cursor, and the two halves that move it."""
 
-    def __init__(self, service: MeshService, node: NodeId, who: PeerIdentity, context: Context, cursor: int) -> None:
+    def __init__(
+        self, service: MeshService, node: NodeId, who: PeerIdentity, context: Context, cursor: int, protocol: int
+    ) -> None:
+        self._protocol = protocol
         self._service, self._node, self._who, self._context, self._cursor = service, node, who, context, cursor
         self._feed, self._passes = service.feed, service.passes
         self._again = self._woken = False
@@ -217,7 +235,7 @@ class _Stream:
 
     async def run(self, requests: AsyncIterator[Any]) -> None:
         self._order = self._service.order(self._node)
-        await self._context.write(self._service.welcome(self._who, self._order))
+        await self._context.write(self._service.welcome(self._node, self._who, self._order, self._protocol))
         self._passes.add(self)
         sender = asyncio.ensure_future(self._send())
         try:
@@ -265,4 +283,4 @@ class _Stream:
             if up.again:
                 self._again = True
                 self.wake()
-            await self._service.take(self._node, self._who, up)
+            await self._service.take(self._node, self._who, up, self._protocol)

@@ -104,13 +104,13 @@ class Coordinator:
         self.fleet, self.herald, self.asks = self.fellows.fleet, self.fellows.herald, self.fellows.asks
         self.views = self.fellows.views
         self.asymmetry = self.views.asymmetry
-        self.on_gone += [self.fleet.forget, self.views.matrix.forget]
+        self.on_gone += [self.fleet.forget, self.views.matrix.forget, self.views.findings.forget]
         self.enrolment = Enrolment(authority, sealed, self.feed, events, clock)
         self.members = Members(authority.mesh, sealed, self.feed, events, clock)
         self.mesh = authority.mesh
         self.rotations = Rotations(authority.mesh, sealed, self.feed, events, clock, self.fleet.is_connected)
         told = self.members, events, self.asymmetry, self.views.matrix, self.rotations, self.views.pulse
-        self.service = MeshService(authority.mesh, self.feed, self.presence, *told)
+        self.service = MeshService(authority.mesh, self.feed, self.presence, *told, self.views.findings)
         self._task: asyncio.Task[None] | None = None
 
     def follow(self) -> None:

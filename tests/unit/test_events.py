@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from coordinator import testimony
 from meshctl import eventlog, events
 from meshctl.errors import EnvironmentFault
 from meshctl.eventlog import EventLog, HumanLog
@@ -27,8 +28,10 @@ from meshctl.mesh.interface import Peer, Route
 from meshctl.mesh.keys import PresharedKey, PrivateKey, PublicKey
 from meshctl.mesh.model import Endpoint
 
-TYPES = [item for item in vars(events).values() if isinstance(item, type)]
-CLASSES = [cls for cls in TYPES if issubclass(cls, events.Event) and cls is not events.Event]
+TYPES = {item for kinds in (events, testimony) for item in vars(kinds).values() if isinstance(item, type)}
+CLASSES = sorted(
+    (cls for cls in TYPES if issubclass(cls, events.Event) and cls is not events.Event), key=lambda cls: cls.__name__
+)
 SAFE = {str, int, float, bool, type(None), PublicKey, Endpoint, IPv4Address, IPv6Address, *eventlog.ADDRESSES}
 SECRET = bytes(range(100, 132))
 
@@ -68,7 +71,7 @@ def test_no_event_has_room_for_a_secret(cls: type[events.Event]) -> None:
 def test_kinds_are_unique_and_bounded() -> None:
     kinds = [c.kind for c in CLASSES]
     assert len(set(kinds)) == len(kinds) > 20
-    assert all(re.fullmatch(r"[a-z]+\.[a-z-]+", kind) for kind in kinds)
+    assert all(re.fullmatch(r"[a-z-]+\.[a-z-]+", kind) for kind in kinds)
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
