@@ -1,6 +1,7 @@
 """What coordinators know of each other, through etcd alone: who lives, and which nodes are connected where (OPS-2).
 
-    coordinator/<id>/beat        said at least every BEAT_EVERY_S: release, addresses, revision, figures
+    coordinator/<id>/beat        said at least every BEAT_EVERY_S: release, addresses, revision, figures, and the nodes
+                                 of other coordinators that its own cannot reach
     coordinator/<id>/roll/<c>    nodes whose id begins with c that are connected there, with their verdicts
 
 No clock is compared with another's. What a coordinator said ages on the *reader's* steady clock, and that one stands
@@ -29,6 +30,7 @@ SILENT_S: Final = 3 * BEAT_EVERY_S  # two beats may be lost to an election of et
 DEAF_S: Final = 1.5 * BEAT_EVERY_S  # with what others may owe by then it stays below SILENT_S
 TICK_S: Final = 1.0
 NAMED: Final = 64  # nodes that a beat names
+ACCUSED: Final = 256  # pairs that a beat names: 7 to 15 kB, while there are so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class Beat:
     p50: float = 0.0  # from hearing of a change to a node's acknowledgement
     p99: float = 0.0
     samples: int = 0
+    unreached: dict[str, tuple[str, ...]] = field(default_factory=dict)  # node elsewhere -> ours that cannot reach it
+    unreached_cut: bool = False  # there are more than ACCUSED such pairs; these are the newest
 
     @property
     def name(self) -> str:

@@ -43,7 +43,8 @@ class CoordinatorHealth:
     def collect(self) -> Iterator[Metric]:
         """prometheus_client calls this at each scrape."""
         yield from metrics.of_mesh(self._views.overview(), following=self._feed.following)
-        yield metrics.of_pairs(self._views.asymmetry.pairs())
+        cut = any(other.beat.unreached_cut for other in self._views.fleet.others())
+        yield from metrics.of_pairs(self._views.asymmetry.pairs(), cut=cut)
         yield from metrics.of_findings(self._views.findings)
         yield metrics.convergence(*self._convergence.histogram())
         yield from metrics.of_front(self._front.connections)

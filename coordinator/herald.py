@@ -27,7 +27,7 @@ LEAVE_WITHIN_S: Final = 2.0
 
 
 class Herald:
-    """One coordinator's voice. `about` is what never changes of its beat."""
+    """One coordinator's voice. `about` is what never changes of its beat; `unreached` see Asymmetry."""
 
     def __init__(
         self,
@@ -38,7 +38,9 @@ class Herald:
         presence: PresenceTable,
         convergence: Convergence,
         steady: Callable[[], float],
+        unreached: Callable[[], tuple[dict[str, tuple[str, ...]], bool]],
     ) -> None:
+        self._unreached = unreached
         self._me, self._about, self._registry = me, about, registry
         self._feed, self._presence, self._convergence, self._steady = feed, presence, convergence, steady
         self._generations: dict[str, int] = {}  # of our own records; a missing one is not there
@@ -87,7 +89,8 @@ class Herald:
             rolls = self._rolls(stale)
             wanted = {roll_path(self._me, of): records.encode(rolls[of]) if of in rolls else None for of in stale}
         if said != self._said or self._steady() - self._said_at >= BEAT_EVERY_S:
-            wanted[beat_path(self._me)] = records.encode(beat)
+            pairs, cut = self._unreached()  # news of these alone is no reason to write: they wait for the next beat
+            wanted[beat_path(self._me)] = records.encode(replace(beat, unreached=pairs, unreached_cut=cut))
         if not wanted:
             return 0
         self._stale -= stale

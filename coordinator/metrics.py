@@ -51,12 +51,14 @@ def of_mesh(seen: Overview, *, following: bool) -> Iterator[Metric]:
     yield info
 
 
-def of_pairs(asymmetric: int) -> Metric:
+def of_pairs(asymmetric: int, *, cut: bool) -> Iterator[Metric]:
     """By the name that nodes export their findings with: one alert rule per code."""
     check = CATALOGUE[ASYMMETRY]
     found = GaugeMetricFamily("meshctl_finding_open", "Pairs whose ends disagree", labels=["code", "severity"])
     found.add_metric([check.code, check.severity], asymmetric)
-    return found
+    yield found
+    what = "1 while another coordinator names only the newest of its dead pairs: MESH-ASY-001 may miss some"
+    yield _gauge("pairs_cut", what, int(cut))
 
 
 def of_findings(findings: Findings) -> Iterator[Metric]:
