@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from coordinator import fleet, herald
+from coordinator import asymmetry, fleet, herald
 from meshctl.mesh import limits
 
 SCALE = 6.0
@@ -24,7 +24,7 @@ def hurry() -> None:
     limits.REGISTRY_OLD_S = REGISTRY_OLD_S  # type: ignore[misc]
     for name in ("BEAT_EVERY_S", "SILENT_S", "DEAF_S"):
         setattr(fleet, name, getattr(fleet, name) / SCALE)
-    herald.BEAT_EVERY_S = fleet.BEAT_EVERY_S  # type: ignore[misc]
+    herald.BEAT_EVERY_S = asymmetry.BEAT_EVERY_S = fleet.BEAT_EVERY_S  # type: ignore[misc]
 
 
 if __name__ == "__main__":
