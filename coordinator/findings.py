@@ -3,7 +3,8 @@
 Each report names all open findings of a node, as they were signed once. What is known is passed over by comparison; a
 new statement is verified with the node's registered device key and must have a higher number than any before. What is
 wrong or replayed is refused, counted and told; the stream stands, and so does what was believed before. The latest
-signed statement of each open finding is kept, SIGNED_OPEN of a node.
+signed statement of each open finding is kept, SIGNED_OPEN of a node, and as many that it stopped saying without a
+signed end: a report of a session that has ended may come late, and the next one says them again.
 
 A node of an earlier release (protocol 1) cannot sign: it is believed as it always was, shown as unsigned, and leaves no
 lines here. One that has agreed on protocol 2 is believed nothing unsigned. Memory only: a coordinator that starts anew
@@ -53,6 +54,7 @@ class _Node:
     at: float  # when `allowance` was reckoned
     last: int = 0
     open: dict[Key, FindingRow] = field(default_factory=dict)
+    lapsed: dict[Key, FindingRow] = field(default_factory=dict)  # said no more, and never said to be over
     allowance: float = BURST
     told: dict[Why, float] = field(default_factory=dict)
 
@@ -138,7 +140,7 @@ class Findings:
             return Why.UNSIGNED
         if claim is None or len(row.signature) != 64:
             return Why.MALFORMED
-        if claim.number <= held.last:
+        if claim.number <= held.last and held.lapsed.get((row.code, row.subject)) != row:
             return Why.REPLAYED
         if not held.may_speak(now):
             return Why.TOO_MANY
@@ -151,7 +153,8 @@ class Findings:
     def _believe(
         self, held: _Node, row: FindingRow, claim: Claim, device_key: bytes, tell: Callable[[Event], object]
     ) -> None:
-        held.last, key = claim.number, (row.code, row.subject)
+        held.last, key = max(held.last, claim.number), (row.code, row.subject)
+        held.lapsed.pop(key, None)
         self.signed += 1
         if claim.closed:
             held.open.pop(key, None)
@@ -172,5 +175,7 @@ class Findings:
     @staticmethod
     def _drop(node: NodeId, held: _Node, keys: set[Key], tell: Callable[[Event], object]) -> None:
         for key in sorted(keys):
-            row = held.open.pop(key)
+            row = held.lapsed[key] = held.open.pop(key)
+            while len(held.lapsed) > SIGNED_OPEN:
+                del held.lapsed[next(iter(held.lapsed))]
             tell(NodeFindingDropped(node=node, number=row.number, code=row.code, subject=row.subject))

@@ -132,6 +132,17 @@ async def test_restarted_node_says_no_more_of_a_finding_and_the_log_tells_so(sce
     assert (dropped.code, dropped.number, scene.believed()) == (PATH, int(scene.mesh.clock() * 1000), [])
 
 
+async def test_report_of_a_session_that_has_ended_comes_late_and_silences_nothing_for_good(scene: Scene) -> None:
+    await scene.tells(FOUND)
+    await scene.says(())
+    await scene.tells(FOUND)
+    assert (scene.believed(), scene.refused()) == ([(PATH, "")], {})
+    assert [type(e) for e in scene.told()] == [NodeFindingOpened, NodeFindingDropped, NodeFindingOpened]
+    await scene.tells()
+    await scene.says((scene.sign(FOUND, 5),))
+    assert (scene.believed(), scene.refused()) == ([], {Why.REPLAYED: 1}), "what was said to be over is over"
+
+
 async def test_node_of_an_earlier_release_is_believed_unsigned_as_before(scene: Scene) -> None:
     await scene.says((replace(FOUND, number=9, signature=b"x" * 64),), protocol=1)
     (row,) = scene.mesh.first.presence[scene.a.id].findings
@@ -266,6 +277,15 @@ async def test_member_cannot_flood_the_log_until_the_evidence_of_others_is_rotat
     scene.mesh.first.views.findings.refused.clear()
     await scene.says(tuple(rows))
     assert scene.mesh.first.views.findings.signed == BURST + 10 * PER_S, "and later it is heard again"
+
+
+async def test_member_that_says_and_unsays_the_same_floods_no_log_either(scene: Scene) -> None:
+    rows = tuple(scene.sign(replace(FOUND, subject=f"s{n}"), n + 1) for n in range(SIGNED_OPEN))
+    for _ in range(20):
+        await scene.says(rows)
+        await scene.says(())
+    assert len([event for event in scene.told() if isinstance(event, NodeFindingOpened)]) == BURST
+    assert len(scene.told()) == 2 * BURST + 1
 
 
 async def test_what_one_node_holds_is_bounded_and_forgotten_with_it(scene: Scene) -> None:
