@@ -316,8 +316,8 @@ def test_node_is_listed_shown_removed_and_revoked(running: Path, tmp_path: Path)
     node = joined(running, "gpu-a1", tmp_path / "node")
     (told,) = json.loads(run("nodes", "list", "--json", "--data-dir", running).stdout)
     assert told.keys() == {
-        "id", "name", "address4", "address6", "tags", "wireguard_key", "serial", "joined", "endpoints", "connected",
-        "since", "applied", "digest_ok", "verdict", "ephemeral", "findings", "via", "release",
+        "id", "name", "address4", "address6", "tags", "wireguard_key", "device_key", "serial", "joined", "endpoints",
+        "connected", "since", "applied", "digest_ok", "verdict", "ephemeral", "findings", "via", "release",
     }  # fmt: skip
     assert (told["id"], told["address4"], told["tags"], told["verdict"]) == (node, "10.77.0.1", ["gpu"], "unknown")
     assert run("nodes", "list", "--data-dir", running).stdout.splitlines()[1].split() == [
