@@ -71,6 +71,18 @@ def _old_key(s: Scene) -> float:
     return time.monotonic()
 
 
+def _not_renewed(s: Scene) -> float:
+    s.cut_off("c")
+    node = s["c"]
+    node.stop()
+    done = s.lab.coordinator.run(
+        sys.executable, "-m", "tests.attacks.expired", str(s.lab.coordinator.data), str(node.state)
+    )
+    assert done.returncode == 0, done.stderr
+    node.up()
+    return time.monotonic()
+
+
 def _impostor(s: Scene) -> None:
     node = s["f"]
     own = s["g"].peer("f")
@@ -150,6 +162,9 @@ CHAINS: Final[tuple[tuple[Fault, ...], ...]] = (
               _old_key, lambda s: s.rotate("c")),
         Fault("stale key statement replayed", catalogue.LAG, "g", "", pair_s(catalogue.LAG),
               lambda s: s.tell("c", s.statement["c"]), lambda s: s.tell("c", "")),
+        Fault("certificate not renewed for two days", catalogue.KEY, "c", "",
+              CATALOGUE[catalogue.KEY].grace_s + 2 * LOOK_S,
+              _not_renewed, lambda s: s.unfilter(s["c"].ns, "inet cut")),
     ),
     (
         Fault("interface deleted", catalogue.DRIFT, "d", "", INTERFACE_S,
