@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 from coordinator.testimony import audit
 from meshctl.mesh.catalogue import ASYMMETRY, HANDSHAKE, PATH
 from meshctl.wire.codec import FindingRow
-from tests.harness.mesh import PORT, READY_S, until
+from tests.harness.mesh import PORT, READY_S, Node, until
 from tests.harness.replicas import Replica, Replicas
 
 pytestmark = pytest.mark.root
@@ -30,6 +31,12 @@ def asymmetric(at: Replica) -> dict[str, list[FindingRow]]:
     """What a coordinator finds of the pairs of each of its nodes."""
     found = {name: [row for row in state.findings if row.code == ASYMMETRY] for name, state in at.nodes().items()}
     return {name: rows for name, rows in found.items() if rows}
+
+
+def told(node: Node) -> list[tuple[str, bool]]:
+    """What `meshctl health --mesh` says of asymmetric pairs: the peer, and whether a node signed that."""
+    found = json.loads(node.meshctl("health", "--mesh", "--json").stdout)["findings"]
+    return [(one["subject"], one["signed"]) for one in found if one["code"] == ASYMMETRY]
 
 
 def test_liar_at_another_coordinator_is_caught_by_its_own_once(
@@ -57,6 +64,8 @@ def test_liar_at_another_coordinator_is_caught_by_its_own_once(
         assert (name, row.subject) == ("b", ids["a"])
         assert row.evidence == f"a at {lab.one.address} says failed, b here says ok"
         assert asymmetric(lab.one) == {}, "once"
+        until(lambda: told(b) == [(row.subject, False)], READY_S, "the accused hears of it, unsigned")
+        assert told(a) == []
         lines = (lab.one.data / "events.jsonl").read_bytes().splitlines()
         accused = [claim for claim in map(audit, lines) if claim and claim.code in (PATH, HANDSHAKE)]
         assert {(claim.node, claim.subject) for claim in accused} == {(ids["a"], ids["b"])}, "and it is signed"
