@@ -1,9 +1,13 @@
 """Answers netcheck over UDP: tells a machine where its packets come from, on two ports (NET-8, OPS-4).
 
-STUN Binding (mesh/stun.py), on the port number of the TLS front and on a second one. Whoever asks is a stranger, and a
-source address proves nothing: no answer is larger than its question or goes anywhere but back, and nothing is kept or
-logged for one packet. A fixed table of allowances, by source network, bounds what one network can ask for or be sent by
-a forger; a flood is left in the kernel's queue, because this shares the event loop with all the mesh's streams.
+STUN Binding (mesh/stun.py), on the port number of the TLS front and on a second one. An answer that is to come from
+another port comes from a third, to which nobody ever writes, and not from the second as in RFC 5780: a Linux NAT that
+has refused a packet from the second port shows its machine there under a changed port, and an easy NAT would look hard.
+
+Whoever asks is a stranger, and a source address proves nothing: no answer is larger than its question or goes anywhere
+but back, and nothing is kept or logged for one packet. A fixed table of allowances, by source network, bounds what one
+network can ask for or be sent by a forger. A flood is left in the kernel's queue, because this shares the event loop
+with all the mesh's streams.
 """
 
 from __future__ import annotations
@@ -71,32 +75,33 @@ class Judge:
         self._total = Allowance(TOTAL_PER_S, TOTAL_BURST)
 
     def answer(
-        self, datagram: bytes, source: Endpoint, here: Endpoint, other: Endpoint | None, *, now: float
+        self, datagram: bytes, source: Endpoint, here: Endpoint, other: Endpoint | None, third: int, *, now: float
     ) -> tuple[bytes, bool] | Drop:
-        """(the answer, whether it leaves from `other`), from cheap checks to dear ones."""
+        """(the answer, whether it leaves from the `third` port), from cheap checks to dear ones."""
         try:
             asked = stun.parse(datagram)
         except ProtocolError:
             return Drop.MALFORMED
         if asked.kind is not stun.Kind.REQUEST or not source.port:
             return Drop.MALFORMED
-        if asked.unknown or asked.change_address or (asked.change_port and other is None):
+        if asked.unknown or asked.change_address:
             return Drop.UNSUPPORTED
         network = source.address.packed[: NETWORK_BYTES[source.address.version]]
         if not self._networks[hash(self._salt + network) % NETWORKS].take(1, now=now):
             return Drop.RATE
         if not self._total.take(1, now=now):
             return Drop.BUSY
-        origin = other if asked.change_port and other else here
+        origin = Endpoint(here.address, third) if asked.change_port else here
         told = stun.answer(asked.transaction, len(datagram), source, origin, other)
         return Drop.SHORT if told is None else (told, asked.change_port)
 
 
 class _Port:
-    """One UDP socket; `other` is the second one of its address."""
+    """One UDP socket that is read; `other` is the second one of its address, `third` the one that only sends."""
 
-    def __init__(self, reflector: Reflector, sock: socket.socket) -> None:
+    def __init__(self, reflector: Reflector, sock: socket.socket, third: socket.socket) -> None:
         self.sock, self.number = sock, int(sock.getsockname()[1])
+        self.third, self.silent = third, int(third.getsockname()[1])
         self.other: _Port | None = None
         self._reflector, self._loop = reflector, asyncio.get_running_loop()
         self._reads = Allowance(READS_PER_S, READS_BURST)
@@ -108,6 +113,7 @@ class _Port:
             self._resume.cancel()
         self._loop.remove_reader(self.sock)
         self.sock.close()
+        self.third.close()
 
     def _read(self) -> None:
         now = self._reflector.monotonic()
@@ -149,8 +155,8 @@ class Reflector:
         """
         troubles: list[str] = []
         for host, number in addresses:
-            first = await self._open(host, number, troubles)
             beside = number + 1 if second is None else second
+            first = await self._open(host, number, troubles)
             if first and beside <= 0xFFFF and (then := await self._open(host, beside, troubles)):
                 first.other, then.other = then, first
         return troubles
@@ -165,19 +171,15 @@ class Reflector:
         try:
             kind = socket.SOCK_DGRAM
             found = await asyncio.get_running_loop().getaddrinfo(host, number, type=kind, flags=socket.AI_PASSIVE)
-            family, _, _, _, address = found[0]
             with contextlib.ExitStack() as stack:
-                sock = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
-                sock.setblocking(False)
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.setsockopt(*_TELL[family], 1)
-                sock.bind(address)
+                pair = [stack.enter_context(_socket(found[0][0])) for _ in range(2)]
+                for sock, own in zip(pair, (number, 0), strict=True):
+                    sock.bind((found[0][4][0], own, *found[0][4][2:]))
                 stack.pop_all()
         except OSError as error:
             troubles.append(f"UDP port {number} of {host} is not to be had: {error.strerror}")
             return None
-        self._ports.append(_Port(self, sock))
+        self._ports.append(_Port(self, *pair))
         return self._ports[-1]
 
     def take(self, port: _Port, datagram: bytes, ancillary: list[tuple[int, int, bytes]], source: tuple) -> None:  # type: ignore[type-arg]
@@ -190,18 +192,27 @@ class Reflector:
         here = Endpoint(ip_address(address), port.number)
         other = Endpoint(here.address, port.other.number) if port.other else None
         sender = Endpoint(ip_address(source[0].partition("%")[0]), source[1])
-        told = self._judge.answer(datagram, sender, here, other, now=self.monotonic())
+        told = self._judge.answer(datagram, sender, here, other, port.silent, now=self.monotonic())
         if isinstance(told, Drop):
             self._dropped[told] += 1
             return
         data, change = told
-        out = port.other.sock if change and port.other else port.sock
+        out = port.third if change else port.sock
         try:
             out.sendmsg([data], [(*_FROM[out.family], back)], 0, source)
         except OSError:
             self._dropped[Drop.UNSENT] += 1
         else:
             self._answered += 1
+
+
+def _socket(family: socket.AddressFamily) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.setsockopt(*_TELL[family], 1)
+    return sock
 
 
 def _local(family: int, ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[bytes, bytes] | None:
