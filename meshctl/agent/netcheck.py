@@ -28,7 +28,8 @@ Found = Mapping[socket.AddressFamily, natcheck.Address]
 
 async def look(addresses: Iterable[str], fingerprint: bytes, port: int) -> tuple[Way, ...]:
     """All coordinators at once; each answers or does not within seconds. `port`: WireGuard's, for UDP."""
-    found = {address: await _resolve(address) for address in addresses}
+    names = tuple(dict.fromkeys(addresses))
+    found = dict(zip(names, await asyncio.gather(*map(_resolve, names)), strict=True))
     there = {address: places for address, places in found.items() if not isinstance(places, Way)}
     async with asyncio.TaskGroup() as group:
         udp = group.create_task(natcheck.measure({a: places.items() for a, places in there.items()}, port))

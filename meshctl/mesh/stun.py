@@ -54,7 +54,7 @@ class _Type(IntEnum):
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
-_IGNORED: Final = frozenset((_Type.MAPPED_ADDRESS, _Type.PADDING))
+_KNOWN: Final = frozenset(int(what) for what in _Type)
 
 
 class Message(NamedTuple):
@@ -107,12 +107,11 @@ def parse(datagram: bytes) -> Message:
     change = values.get(_Type.CHANGE_REQUEST, bytes(4))
     if len(change) != 4:
         raise ProtocolError("a CHANGE-REQUEST of no sane size")
-    known = {*_IGNORED, _Type.XOR_MAPPED_ADDRESS, _Type.CHANGE_REQUEST}
     return Message(
         kind, transaction, _endpoint(values.get(_Type.XOR_MAPPED_ADDRESS), transaction),
         _endpoint(values.get(_Type.OTHER_ADDRESS)),
         bool(change[3] & _CHANGE_PORT), bool(change[3] & _CHANGE_ADDRESS),
-        any(what < 0x8000 and what not in known for what in values),
+        any(what < 0x8000 and what not in _KNOWN for what in values),
     )  # fmt: skip
 
 

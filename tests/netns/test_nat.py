@@ -143,6 +143,20 @@ def test_masquerade_with_random_ports_is_a_hard_nat(lab: Lab, how: str) -> None:
         assert seen.looks[0]["unasked"] is False
 
 
+def test_nat_that_maps_by_address_is_seen_with_two_coordinators_alone(lab: Lab) -> None:
+    """One coordinator has two ports, and one address."""
+    second = "203.0.113.2"
+    lab.hub.command("ip", "address", "add", f"{second}/24", "dev", "wire")
+    mapping = (
+        f"ip daddr {HUB} meta l4proto udp masquerade to :40001; ip daddr {second} meta l4proto udp masquerade to :40002"
+    )
+    with behind(lab, nat(f"{mapping}; masquerade")) as (node, _):
+        assert "an easy one" in netcheck(lab, node).words["nat"]
+        seen = netcheck(lab, node, f"{HUB}:{PORT}", f"{second}:{PORT}")
+        assert seen.code == 1, seen
+        assert f"({OUTSIDE}:40001, {OUTSIDE}:40002): a hard one" in seen.words["nat"]
+
+
 def test_forwarded_port_lets_peers_begin(lab: Lab) -> None:
     into = 'chain in { type nat hook prerouting priority -100; iifname "eth0" udp dport 51820 dnat to 192.168.7.2; }'
     with behind(lab, nat("masquerade") + f"table ip way {{ {into}\n}}\n") as (node, _):
@@ -170,6 +184,12 @@ def test_hole_for_large_packets_on_the_way_is_measured(lab: Lab) -> None:
         seen = netcheck(lab, node)
         assert seen.code == 1, seen
         assert "carries 1400 bytes, as measured; 1420 vanish: 1320 inside the tunnel" in seen.words["mtu"]
+
+
+def test_one_packet_in_ten_lost_costs_no_verdict(lab: Lab) -> None:
+    with behind(lab, nat("masquerade") + forward("meta l4proto udp numgen random mod 10 0 drop")) as (node, _):
+        seen = netcheck(lab, node)
+        assert (seen.code, seen.looks[0]["answer"], seen.looks[0]["passes"]) == (0, "answered", 1500), seen
 
 
 def test_both_ip_versions_are_judged_apart(lab: Lab) -> None:
