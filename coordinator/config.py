@@ -38,6 +38,8 @@ class CoordinatorConfig:
     """Key file, or the file that holds the passphrase; relative to the data directory."""
     health_listen: str = "127.0.0.1:9587"
     """HOST:PORT of /healthz, /readyz and /metrics; empty turns them off."""
+    stun: str = "auto"
+    """UDP for netcheck: auto (the port of each listen address, and the next one), off, or the second port's number."""
     rotate_after: str = "30d"
     """Age at which a WireGuard key is rotated without being told to, e.g. 12h, 30d; empty: never."""
 
@@ -45,6 +47,15 @@ class CoordinatorConfig:
     def rotate_after_s(self) -> float:
         """In seconds; 0: never. Raises UsageError."""
         return terminal.seconds(self.rotate_after) if self.rotate_after else 0.0
+
+    @property
+    def second_port(self) -> int | None:
+        """Of netcheck's two UDP ports; 0: none of them, None: the one after the first. Raises UsageError."""
+        if self.stun in {"auto", "off"}:
+            return None if self.stun == "auto" else 0
+        if re.fullmatch(r"[0-9]{1,5}", self.stun) and 0 < int(self.stun) <= 0xFFFF:
+            return int(self.stun)
+        raise UsageError(f"{self.stun!r} is no UDP port for netcheck", "write auto, off, or the second port's number")
 
     def text(self) -> str:
         """As TOML. Strings and lists of strings are written alike in JSON and TOML."""
@@ -77,6 +88,7 @@ def load(directory: Path) -> CoordinatorConfig:
     config = CoordinatorConfig(**values)
     if config.rotate_after and not re.fullmatch(r"\d+[smhd]", config.rotate_after):
         raise UsageError(f"{path}: rotate_after is {config.rotate_after!r}", "write 12h or 30d, or nothing for never")
+    _ = config.second_port
     if config.kek not in KEKS:
         raise UsageError(f"{path}: unknown kek {config.kek!r}", f"known are {' and '.join(KEKS)}")
     return config

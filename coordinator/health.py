@@ -12,6 +12,7 @@ from prometheus_client.core import Metric
 from coordinator import metrics
 from coordinator.convergence import Convergence
 from coordinator.front import Front
+from coordinator.reflector import Reflector
 from coordinator.views import Views
 from meshctl.errors import EnvironmentFault
 from meshctl.wire.http import Request, Response, Server
@@ -20,8 +21,9 @@ from meshctl.wire.http import Request, Response, Server
 class CoordinatorHealth:
     """Computed when somebody asks."""
 
-    def __init__(self, views: Views, convergence: Convergence, front: Front) -> None:
-        self._feed, self._views, self._convergence, self._front = views.feed, views, convergence, front
+    def __init__(self, views: Views, convergence: Convergence, front: Front, reflector: Reflector) -> None:
+        self._feed, self._views, self._convergence = views.feed, views, convergence
+        self._front, self._reflector = front, reflector
         self._started = time.time()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -48,15 +50,21 @@ class CoordinatorHealth:
         yield from metrics.of_findings(self._views.findings)
         yield metrics.convergence(*self._convergence.histogram())
         yield from metrics.of_front(self._front.connections)
+        yield from metrics.of_reflector(self._reflector.figures)
 
 
 async def serve_health(
-    stack: contextlib.AsyncExitStack, listen: str, views: Views, convergence: Convergence, front: Front
+    stack: contextlib.AsyncExitStack,
+    listen: str,
+    views: Views,
+    convergence: Convergence,
+    front: Front,
+    reflector: Reflector,
 ) -> None:
     """Until the stack unwinds; nothing when `listen` is empty. Raises EnvironmentFault."""
     if not listen:
         return
-    health = CoordinatorHealth(views, convergence, front)
+    health = CoordinatorHealth(views, convergence, front, reflector)
     server = Server({"/healthz": health.healthz, "/readyz": health.readyz, "/metrics": health.metrics})
     host, _, port = listen.rpartition(":")
     if not port.isdigit():

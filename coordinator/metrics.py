@@ -1,4 +1,4 @@
-"""The figures of a coordinator, for Prometheus: mesh, coordinators, etcd, rotation, front (MON-6, OPS-2).
+"""The figures of a coordinator, for Prometheus: mesh, coordinators, etcd, rotation, front, UDP (MON-6, OPS-2).
 
 Values in, metrics out; deploy/grafana/coordinator.json draws them, and a test compares the two. Labels are bounded:
 etcd's endpoints, releases (eight of them), reasons.
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from coordinator import reflector
 from coordinator.findings import Findings
 from coordinator.front import Figures
 from meshctl.mesh.catalogue import ASYMMETRY, CATALOGUE
@@ -111,3 +112,12 @@ def of_front(figures: Figures) -> Iterator[Metric]:
         for why, count in sorted(counts.items()):
             family.add_metric([why], count)
         yield family
+
+
+def of_reflector(figures: reflector.Figures) -> Iterator[Metric]:
+    """Of netcheck's UDP."""
+    yield CounterMetricFamily("meshctl_reflector_answered", "UDP questions answered", value=figures.answered)
+    dropped = CounterMetricFamily("meshctl_reflector_dropped", "UDP datagrams ignored, by reason", labels=["reason"])
+    for why, count in sorted(figures.dropped.items()):
+        dropped.add_metric([why], count)
+    yield dropped

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import signal
 import socket
 import time
@@ -30,6 +31,7 @@ from coordinator.keyring import FileKek, Kek, Keyring, PassphraseKek, SealedRegi
 from coordinator.members import Members
 from coordinator.presence import PresenceTable
 from coordinator.records import Why
+from coordinator.reflector import Reflector
 from coordinator.rotations import Rotations
 from coordinator.service import calls
 from coordinator.service.enrolment import EnrolmentService
@@ -126,7 +128,8 @@ async def serve(directory: Path, config: CoordinatorConfig, events: Events, say:
         gone.append(lambda node: _cut(front, feed, authority.mesh.id, node))
         await front.start([split(address) for address in config.listen])
         stack.push_async_callback(front.stop)
-        await serve_health(stack, config.health_listen, views, fellows.convergence, front)
+        reflector = await _reflector(stack, front.addresses, config.second_port, say)
+        await serve_health(stack, config.health_listen, views, fellows.convergence, front, reflector)
         await checks.set("", health_pb2.HealthCheckResponse.SERVING)
         await events.commit(CoordinatorStarted(release=__version__, incarnation=authority.mesh.incarnation))
         if authority.mesh.policy == "allow-all":
@@ -179,6 +182,21 @@ def _front(authority: Authority, feed: Feed, sockets: Path) -> Front:
         admit=lambda uri, _: pki.node_of(uri, mesh.id) not in feed.gone,
         clock=time.time,
     )
+
+
+async def _reflector(
+    stack: contextlib.AsyncExitStack,
+    addresses: Sequence[tuple[str, int]],
+    second: int | None,
+    say: Callable[[str], None],
+) -> Reflector:
+    """netcheck's UDP on the ports of the front. A mesh is served without it, too: what is missing is said."""
+    reflector = Reflector(secrets.token_bytes(16), time.monotonic)
+    stack.callback(reflector.stop)
+    if second != 0:
+        for trouble in await reflector.start(addresses, second):
+            say(f"! netcheck cannot measure all here: {trouble}; mesh-coordinator serve --stun PORT, or off")
+    return reflector
 
 
 async def _until_stopped(loops: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -72,12 +72,19 @@ def init(data_dir: Path, etcd: str | None, passphrase_file: Path | None, **given
     metavar="HOST:PORT",
     help="A further address under which nodes reach this coordinator.",
 )
+@click.option(
+    "--stun",
+    metavar="auto|off|PORT",
+    help="UDP for netcheck: the port of each listen address, and the next one or PORT; off: none.  [default: auto]",
+)
 @DATA_DIR
-def serve(data_dir: Path, etcd: str | None, listen: tuple[str, ...], advertise: tuple[str, ...]) -> None:
+def serve(
+    data_dir: Path, etcd: str | None, listen: tuple[str, ...], advertise: tuple[str, ...], stun: str | None
+) -> None:
     """Run the coordinator, in the foreground."""
     from coordinator.cli.process import run
 
-    run(data_dir, etcd=tuple(etcd.split(",")) if etcd else (), listen=listen, advertise=advertise)
+    run(data_dir, etcd=tuple(etcd.split(",")) if etcd else (), listen=listen, advertise=advertise, stun=stun)
 
 
 cli.add_command(tokens.token)

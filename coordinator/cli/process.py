@@ -138,11 +138,14 @@ async def _found(
             return (await founding.authority(sealed)).mesh
 
 
-def run(data_dir: Path, *, etcd: tuple[str, ...], listen: tuple[str, ...], advertise: tuple[str, ...]) -> None:
+def run(
+    data_dir: Path, *, etcd: tuple[str, ...], listen: tuple[str, ...], advertise: tuple[str, ...], stun: str | None
+) -> None:
     """Serve until asked to stop."""
     config = load(data_dir)
     config = replace(config, etcd=etcd or config.etcd, listen=listen or config.listen)
-    config = replace(config, advertise=advertise or config.advertise)
+    config = replace(config, advertise=advertise or config.advertise, stun=config.stun if stun is None else stun)
+    _ = config.second_port  # a wrong one is said before etcd starts
     events = EventLog(data_dir / "events.jsonl", actor="coordinator", human=HumanLog(sys.stderr))
     os.umask(0o077)
     uvloop.run(server.serve(data_dir, config, events, _say))

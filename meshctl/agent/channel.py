@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ssl
 
 import grpc
 
@@ -34,6 +33,8 @@ async def fetch_ca(address: str, fingerprint: bytes) -> bytes:
 
     Raises UnreachableError, or TrustError when somebody else answers under that address.
     """
+    import ssl  # late: only a node that joins needs it (lean.py)
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # what arrives is compared with the fingerprint, nothing else counts

@@ -1,7 +1,7 @@
 """Tries the ways to the coordinators, before joining or after: TCP, TLS, first contact, UDP, path MTU (NET-1, OPS-4).
 
 Sends to the coordinators' own addresses and to nobody else, and no secret: of the token only the CA's fingerprint is
-used. Judges nothing (mesh/ways.py does) and changes nothing.
+used. Judges nothing (mesh/ways.py does) and changes nothing; natcheck.py is the part that speaks UDP.
 """
 
 from __future__ import annotations
@@ -9,40 +9,48 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
 import grpc
 
-from meshctl.agent import channel
+from meshctl.agent import channel, natcheck
 from meshctl.errors import MeshError, TrustError
 from meshctl.mesh.ways import Way
 from meshctl.wire import codec, status, unary
 
-_IP_MTU: Final = {socket.AF_INET: (socket.IPPROTO_IP, 14), socket.AF_INET6: (socket.IPPROTO_IPV6, 24)}  # linux/in*.h
-_UDP_TRIES: Final = 3  # hosts limit how often they refuse
-_UDP_WAIT_S: Final = 0.4
-_PROBE: Final = b"meshctl netcheck"
 _TIMEOUT_S: Final = 10.0
 
 
-async def look(addresses: Iterable[str], fingerprint: bytes) -> tuple[Way, ...]:
-    """All coordinators at once; each answers or does not within seconds."""
-    return tuple(await asyncio.gather(*(_way(address, fingerprint) for address in addresses)))
+Found = Mapping[socket.AddressFamily, natcheck.Address]
 
 
-async def _way(address: str, fingerprint: bytes) -> Way:
-    try:
-        host, port = channel.split(address)
-        family, target = await _resolve(address, host, port)
-    except MeshError as error:
-        return Way(address, error.what, error.hint)
-    way = await asyncio.to_thread(_udp, Way(address), family, target)
+async def look(addresses: Iterable[str], fingerprint: bytes, port: int) -> tuple[Way, ...]:
+    """All coordinators at once; each answers or does not within seconds. `port`: WireGuard's, for UDP."""
+    names = tuple(dict.fromkeys(addresses))
+    found = dict(zip(names, await asyncio.gather(*map(_resolve, names)), strict=True))
+    there = {address: places for address, places in found.items() if not isinstance(places, Way)}
+    async with asyncio.TaskGroup() as group:
+        udp = group.create_task(natcheck.measure({a: places.items() for a, places in there.items()}, port))
+        tcp = {a: group.create_task(_way(a, places, fingerprint)) for a, places in there.items()}
+    looks, ways = udp.result(), {address: task.result() for address, task in tcp.items()}
+    return tuple(
+        places
+        if isinstance(places, Way)
+        else replace(ways[a], looks=looks[a], udp=looks[a][0].answer if looks[a] else "")
+        for a, places in found.items()
+    )
+
+
+async def _way(address: str, places: Found, fingerprint: bytes) -> Way:
+    family, target = next(iter(places.items()))
+    here = natcheck.local(family, target)
+    way = Way(address) if isinstance(here, str) else Way(address, source=here.host, mtu=here.mtu)
     try:
         begun = time.monotonic()
         async with asyncio.timeout(channel.CONNECT_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(target[0], port)
+            _, writer = await asyncio.open_connection(target[0], target[1])
         way = replace(way, connect_s=time.monotonic() - begun)
         writer.close()
         ca = await channel.fetch_ca(address, fingerprint)
@@ -55,14 +63,19 @@ async def _way(address: str, fingerprint: bytes) -> Way:
         return replace(way, error=what, hint=hint)
 
 
-async def _resolve(address: str, host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
+async def _resolve(address: str) -> Found | Way:
+    """Its first address of each IP version; a Way that says why there is none."""
     try:
+        host, port = channel.split(address)
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except MeshError as error:
+        return Way(address, error.what, error.hint)
     except OSError as error:
-        raise MeshError(
-            f"coordinator {address}: its name is not found: {error.strerror}", "is DNS right here?"
-        ) from error
-    return found[0][0], (str(found[0][4][0]), port)
+        return Way(address, f"coordinator {address}: its name is not found: {error.strerror}", "is DNS right here?")
+    places: dict[socket.AddressFamily, natcheck.Address] = {}
+    for family, _, _, _, target in found:
+        places.setdefault(family, target)
+    return places
 
 
 async def _first_contact(way: Way, ca: bytes) -> Way:
@@ -76,24 +89,3 @@ async def _first_contact(way: Way, ca: bytes) -> Way:
         except grpc.aio.AioRpcError as error:
             raise status.error(error, f"coordinator {way.address}") from error
     return replace(way, offset_s=challenge.now - (sent + now) / 2, seen=challenge.seen_address)
-
-
-def _udp(way: Way, family: socket.AddressFamily, target: tuple[str, int]) -> Way:
-    """To the port of the coordinator's TCP: nobody listens there with UDP, so its host refuses, and that comes back."""
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.settimeout(_UDP_WAIT_S)
-        try:
-            probe.connect(target)
-            way = replace(way, source=str(probe.getsockname()[0]), mtu=probe.getsockopt(*_IP_MTU[family]))
-            for _ in range(_UDP_TRIES):
-                probe.send(_PROBE)
-                try:
-                    probe.recv(64)
-                except TimeoutError:
-                    continue
-                return replace(way, udp="refused")  # somebody answered, even
-        except ConnectionRefusedError:
-            return replace(way, udp="refused")
-        except OSError as error:
-            return replace(way, udp=error.strerror or str(error))
-    return replace(way, udp="silent")

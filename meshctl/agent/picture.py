@@ -4,9 +4,10 @@
     revision {applied, server, age_s}   link {coordinator, connected, age_s, error}   keys {age_s, certificate_left_s}
     verdict, ready, rows, findings (see health.py; findings carry age_s, subject_name, remedy, and signed: it was
     told with a signature)   mesh_findings: the coordinator's own conclusions, which no node signed
-    peers [{id, name, address4, address6, endpoint, handshake_age_s, rtt_ms, loss, proven {ok, of, age_s}, state}]
+    peers [{id, name, address4, address6, endpoint, handshake_age_s, rtt_ms, loss, proven {ok, of, age_s}, state, mtu}]
 
-Ages in seconds, null where there is none. Fields are only ever added.
+Ages in seconds, null where there is none. `mtu`: bytes of the largest packet to a peer whose path is narrower than full
+(its route has that limit, MESH-PATH-002), null where it is not known to be. Fields are only ever added.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
 from meshctl.agent.rotate import Rotor
 from meshctl.mesh.catalogue import CATALOGUE, Scope, Verdict
-from meshctl.mesh.interface import Session
+from meshctl.mesh.interface import Session, network
 from meshctl.mesh.model import Candidate, Node
 
 
@@ -56,6 +57,7 @@ def picture(sources: Sources) -> dict[str, Any]:
         finding["age_s"], finding["subject_name"] = wall - finding["since"], finding["name"]
         finding["signed"] = (finding["code"], finding["subject"]) in link.signed
     rows = {(row.code, row.subject): row.verdict for row in health.rows}
+    narrow = {route.prefix: route.mtu for route in sources.reconciler.routes if route.mtu}
     peers = [node for node in roster.nodes.values() if node.id != member.node.id]
     return {
         **judged,
@@ -93,7 +95,10 @@ def picture(sources: Sources) -> dict[str, Any]:
             for f in (link.beat.findings if link.beat else ())
         ],
         "peers": [
-            _peer(node, outcome.sessions.get(node.statement.wireguard), prober, rows, now=now, wall=wall)
+            {
+                **_peer(node, outcome.sessions.get(node.statement.wireguard), prober, rows, now=now, wall=wall),
+                "mtu": narrow.get(network(f"{node.address4}/32")),
+            }
             for node in sorted(peers, key=lambda node: node.name)
         ],
     }

@@ -9,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import importlib.util
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meshctl import lean
 from meshctl.agent.lookup import RouteLookup
 from meshctl.errors import EnvironmentFault
 from meshctl.mesh.interface import AddressOnLink, Route, network
@@ -117,34 +115,6 @@ class Link:
     routes: frozenset[Route]
 
 
-_STAND_INS: Final = {
-    "unittest.mock": ("Mock",),
-    "unittest": ("mock",),
-    "multiprocessing": ("Pipe", "Queue", "Process"),
-    "ctypes.util": ("find_library",),  # for namespaces, which an agent is in but never enters
-    "shutil": ("which",),  # for ping and its like
-}
-
-
-@contextmanager
-def _lean_pyroute2() -> Iterator[None]:
-    """Import parts of pyroute2 in here: without its `__init__`, which imports all of it (5 MB and 110 ms of CPU more),
-    and with stand-ins for what it imports for a test double and for processes that nobody starts here (3 MB).
-    """
-    if "pyroute2" not in sys.modules and (spec := importlib.util.find_spec("pyroute2")):
-        sys.modules["pyroute2"] = importlib.util.module_from_spec(spec)
-    borrowed = [name for name in _STAND_INS if name not in sys.modules]
-    for name in borrowed:
-        sys.modules[name] = ModuleType(name)
-        for part in _STAND_INS[name]:
-            setattr(sys.modules[name], part, sys.modules.get(f"{name}.{part}", object))
-    try:
-        yield
-    finally:
-        for name in borrowed:
-            del sys.modules[name]
-
-
 class Host:
     """The one link we may change, and what is around it."""
 
@@ -155,7 +125,7 @@ class Host:
     @classmethod
     async def open(cls, interface: str) -> Host:
         """With its own netlink sockets, in the network namespace of the caller."""
-        with _lean_pyroute2():
+        with lean.imports():
             from pyroute2.iproute.linux import AsyncIPRoute
 
         with _translated():

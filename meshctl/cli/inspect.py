@@ -23,13 +23,16 @@ def _seconds(value: float | None) -> str:
     return "never" if value is None else terminal.age(value)
 
 
-def _peer_row(peer: dict[str, Any]) -> tuple[object, ...]:
+def _peer_row(peer: dict[str, Any], *, narrow: bool) -> tuple[object, ...]:
+    """`narrow`: there is a column for the paths that do not take full packets."""
     rtt = "-" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f}ms"
     loss = "-" if peer["loss"] is None else f"{peer['loss']:.0%}"
     proven = peer["proven"]
     shown = f"{proven['ok']}/{proven['of']} {_seconds(proven['age_s'])}" if proven["ok"] else f"0/{proven['of']}"
     path = f"direct {peer['endpoint']}" if peer["endpoint"] else "none"
-    return peer["name"], peer["address4"], path, _seconds(peer["handshake_age_s"]), rtt, loss, shown, peer["state"]
+    head = peer["name"], peer["address4"], path, _seconds(peer["handshake_age_s"]), rtt, loss
+    mtu = (peer.get("mtu") or "full",) if narrow else ()
+    return *head, *mtu, shown, peer["state"]
 
 
 def print_findings(findings: list[dict[str, Any]]) -> None:
@@ -73,9 +76,9 @@ def print_status(picture: dict[str, Any]) -> None:
             "the mesh works on"
         )
     if picture["peers"]:
-        terminal.table(
-            ("PEER", "ADDRESS", "PATH", "HANDSHAKE", "RTT", "LOSS", "PROVEN", "STATE"), map(_peer_row, picture["peers"])
-        )
+        narrow = any(peer.get("mtu") for peer in picture["peers"])
+        head = ("PEER", "ADDRESS", "PATH", "HANDSHAKE", "RTT", "LOSS", *(("MTU",) if narrow else ()), "PROVEN", "STATE")
+        terminal.table(head, (_peer_row(peer, narrow=narrow) for peer in picture["peers"]))
     else:
         click.echo("no peers yet: this is the only node of the mesh")
     if mesh["policy"] == "allow-all":

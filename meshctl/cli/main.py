@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import click
 
-from meshctl import __version__, terminal
+from meshctl import __version__, lean, terminal
 from meshctl.cli.options import CONFIG, settings
 
 
@@ -80,7 +80,9 @@ def join(token: str, name: str | None, tag: tuple[str, ...], stay: bool, **flags
 @CONFIG
 def up(**flags: object) -> None:
     """Run the agent in the foreground: keep the interface, follow the registry, prove the mesh."""
-    from meshctl.cli import joining
+    with lean.imports():
+        from meshctl.agent import daemon  # noqa: F401 - it stays for weeks; the other verbs for a moment
+        from meshctl.cli import joining
 
     joining.up(settings(flags))
 

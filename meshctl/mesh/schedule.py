@@ -68,8 +68,7 @@ def schedule(nodes: Iterable[NodeId], me: NodeId) -> Schedule:
         ring = _ring(ids, hashes, number)
         at = ring.index(me)
         watch[ring[at - 1]] = watch[ring[(at + 1) % len(ring)]] = None
-    # The last slot's answers must be in before the period ends.
-    rounds = max(1, math.floor((coverage - limits.ECHO_LOST_AFTER_S) / limits.WATCH_EVERY_S))
+    rounds = max(1, math.ceil(coverage / limits.WATCH_EVERY_S) - 1)  # over before the period is
     led = _led(_ring(ids, hashes, _WATCH_RINGS), me)
     return Schedule(tuple(watch), tuple(led[slot::rounds] for slot in range(rounds)), coverage)
 

@@ -1,24 +1,20 @@
 """What the ways to the coordinators are like, in sentences: reached, trusted, translated, wide enough, in time (NET-1).
 
-Judges only what agent/netcheck.py saw. What was not tested is said as such: a coordinator answers no UDP, so whether
-WireGuard's packets reach this machine shows at the first tunnel and not before.
+Judges only what agent/netcheck.py saw; what was not tested is said as such. UDP and NAT: nat.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
 
-from meshctl.mesh import limits
+from meshctl.mesh import limits, nat
 from meshctl.mesh.catalogue import Verdict
 from meshctl.mesh.host_checks import LEAST_MTU_BYTES
+from meshctl.mesh.nat import Look, Sentence
 from meshctl.mesh.spans import span
 
 OK, DEGRADED, FAILED, UNKNOWN = Verdict.OK, Verdict.DEGRADED, Verdict.FAILED, Verdict.UNKNOWN
-NOT_TESTED: Final = (
-    "UDP into this machine, and how a NAT maps UDP, are not tested: coordinators answer no UDP. The first tunnel tells."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +30,14 @@ class Way:
     seen: str = ""  # our address as the coordinator sees it
     offset_s: float | None = None  # its clock minus ours
     mtu: int | None = None  # bytes, as the kernel knows the path
-    udp: str = ""  # refused (it went there and the answer came back), silent, or an error's words
+    udp: str = ""  # the answer of the first of `looks`
+    looks: tuple[Look, ...] = ()  # one per IP version
 
 
-class Sentence(NamedTuple):
-    """One thing that is known; `remedy` where something is to be done."""
-
-    about: str
-    verdict: Verdict
-    words: str
-    remedy: str = ""
-
-
-def judge(ways: Sequence[Way]) -> tuple[Sentence, ...]:
-    """Sentences in the order in which a person would ask."""
-    return (*_reached(ways), *_seen(ways), *_udp(ways), *_mtu(ways), *_clock(ways))
+def judge(ways: Sequence[Way], port: int) -> tuple[Sentence, ...]:
+    """Sentences in the order in which a person would ask; `port` is WireGuard's."""
+    looks, reached = [look for way in ways for look in way.looks], {way.address for way in ways if not way.error}
+    return (*_reached(ways), *_seen(ways), *nat.judge(looks, reached, port), *_mtu(ways), *_clock(ways))
 
 
 def _reached(ways: Sequence[Way]) -> Iterator[Sentence]:
@@ -81,35 +70,39 @@ def _seen(ways: Sequence[Way]) -> Iterator[Sentence]:
         if len(seen) > 1:
             words = f"coordinators see different {version} addresses of this machine: {', '.join(sorted(seen))}"
             yield Sentence(
-                "nat", DEGRADED, f"{words}; it leaves by several ways", "meshctl join --endpoint ADDRESS:PORT"
+                "address", DEGRADED, f"{words}; it leaves by several ways", "meshctl join --endpoint ADDRESS:PORT"
             )
         elif seen and len([way for way in views if mark in way.seen]) > 1:
-            yield Sentence("nat", OK, f"all coordinators see the same {version} address")
-
-
-def _udp(ways: Sequence[Way]) -> Iterator[Sentence]:
-    for way in ways:
-        if way.udp == "refused":
-            yield Sentence("udp", OK, f"UDP to {way.address} arrives: its refusal came back")
-        elif way.udp == "silent":
-            yield Sentence("udp", OK, f"UDP to {way.address} was sent and nothing came back, which proves nothing")
-        elif way.udp:
-            remedy = "meshctl doctor names the rule that drops it"
-            yield Sentence("udp", FAILED, f"UDP to {way.address} does not leave this machine: {way.udp}", remedy)
-    yield Sentence("udp", OK, NOT_TESTED)
+            yield Sentence("address", OK, f"all coordinators see the same {version} address")
 
 
 def _mtu(ways: Sequence[Way]) -> Iterator[Sentence]:
-    known = [way for way in ways if way.mtu]
+    """Measured where UDP was answered, else as the kernel knows it."""
+    measured = {way.address: min(look.passes for look in way.looks if look.passes) for way in ways if _passes(way)}
+    known = {way.address: min(way.mtu or 0, measured.get(way.address, way.mtu or 0)) for way in ways if way.mtu}
     if not known:
         return
-    least = min(known, key=lambda way: way.mtu or 0)
-    assert least.mtu
-    words = f"the way to {least.address} carries {least.mtu} bytes as far as the kernel knows"
-    if least.mtu < LEAST_MTU_BYTES:
-        yield Sentence("mtu", DEGRADED, f"{words}: IPv6 in the tunnel needs {LEAST_MTU_BYTES}", "meshctl doctor")
+    name, least = min(known.items(), key=lambda one: one[1])
+    if name in measured:
+        words = f"the way to {name} carries {least} bytes, as measured"
     else:
-        yield Sentence("mtu", OK, f"{words}: {least.mtu - limits.WIREGUARD_OVERHEAD_BYTES} inside the tunnel")
+        words = f"the way to {name} carries {least} bytes as far as the kernel knows"
+    vanishing = min((look.lost for way in ways if way.address == name for look in way.looks if look.lost), default=None)
+    if vanishing:
+        words += f"; {vanishing} vanish"
+    if least < LEAST_MTU_BYTES:
+        yield Sentence("mtu", DEGRADED, f"{words}: IPv6 in the tunnel needs {LEAST_MTU_BYTES}", "meshctl doctor")
+        return
+    words += f": {least - limits.WIREGUARD_OVERHEAD_BYTES} inside the tunnel"
+    if vanishing:  # the kernel does not know, so WireGuard's interface is too wide
+        remedy = f"the mesh finds it out per peer (MESH-PATH-002); ip link set dev UPLINK mtu {least} says it at once"
+        yield Sentence("mtu", DEGRADED, words, remedy)
+    else:
+        yield Sentence("mtu", OK, words)
+
+
+def _passes(way: Way) -> bool:
+    return any(look.passes for look in way.looks)
 
 
 def _clock(ways: Sequence[Way]) -> Iterator[Sentence]:

@@ -224,6 +224,11 @@ def test_serve_with_settings_that_cannot_be(copy: Path) -> None:
     fails(serve(copy), 2, "unknown setting 'lisetn'", "known are")
 
 
+@pytest.mark.parametrize("stun", ["on", "0", "65536", "-1", "", "٣٤٧٨"])
+def test_serve_with_a_udp_port_that_is_none(copy: Path, stun: str) -> None:
+    fails(serve(copy, "--stun", stun), 2, "is no UDP port for netcheck", "write auto, off")
+
+
 def test_serve_while_another_one_does(running: Path) -> None:
     fails(serve(running), 5, "another process")
 

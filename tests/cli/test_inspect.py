@@ -76,6 +76,18 @@ def test_status_is_one_line_per_peer_with_evidence(tmp_path: Path) -> None:
     ]
 
 
+def test_status_has_a_column_for_narrow_paths_where_there_is_one(tmp_path: Path) -> None:
+    wide, older = PICTURE["peers"][0] | {"mtu": None}, PICTURE["peers"][0] | {"name": "gpu-old"}
+    shown = asked(tmp_path, picture(peers=[wide, wide | {"name": "gpu-c2", "mtu": 1340}, older]), "status")
+    assert shown.stdout.splitlines()[2:6] == [
+        "PEER     ADDRESS     PATH                      HANDSHAKE  RTT    LOSS  MTU   PROVEN  STATE",
+        "gpu-b7   10.77.0.12  direct 203.0.113.7:51820  41s        4.1ms  0%    full  3/3 8s  ok",
+        "gpu-c2   10.77.0.12  direct 203.0.113.7:51820  41s        4.1ms  0%    1340  3/3 8s  ok",
+        "gpu-old  10.77.0.12  direct 203.0.113.7:51820  41s        4.1ms  0%    full  3/3 8s  ok",
+    ]
+    assert "MTU" not in asked(tmp_path, picture(peers=[wide]), "status").stdout
+
+
 def test_status_of_a_node_alone_and_cut_off(tmp_path: Path) -> None:
     link = {"coordinator": "", "connected": False, "age_s": None, "error": "coordinator h:1 does not answer"}
     shown = asked(tmp_path, picture(peers=[], link=link, verdict="degraded", findings=[FINDING]), "status")

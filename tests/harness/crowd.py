@@ -26,7 +26,9 @@ from meshctl.agent.join import Member
 from meshctl.agent.prober import Prober
 from meshctl.agent.sizing import Sizing
 from meshctl.agent.store import Store
+from meshctl.agent.tap import Tap
 from meshctl.agent.userspace import UserspaceWireGuard
+from meshctl.agent.witness import Witness
 from meshctl.config import AgentConfig
 from meshctl.crypto.identity import Identity
 from meshctl.events import Unheard
@@ -49,6 +51,14 @@ class Peer:
     member: Member
     wireguard: UserspaceWireGuard
     prober: Prober
+
+
+class OwnTap(Tap):
+    """Blind for the interfaces of the others in this namespace, which hold their traffic in clear."""
+
+    def _framed(self, packet: bytes, address: tuple[str, int, int, int, bytes]) -> None:
+        if not address[0].startswith(self._interface.rstrip("0123456789")):
+            super()._framed(packet, address)
 
 
 class Crowd:
@@ -80,6 +90,7 @@ class Crowd:
             )
         prober = Prober(identity, lambda _: self._seen, lambda *_: None, self._serves)
         Sizing(prober, identity.id, lambda: limits.MIN_MTU_BYTES, lambda _: 0)
+        Witness(prober, OwnTap(interface, port, lambda: member.mesh.prefixes), identity.id, lambda _: self._seen)
         self.peers.append(Peer(number, identity, member, wireguard, prober))
 
     @property

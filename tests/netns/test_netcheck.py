@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from meshctl.mesh.token import JoinToken
-from tests.harness.mesh import HUB, PORT, Lab, Node
+from tests.harness.mesh import HUB, PORT, READY_S, Lab, Node, until
 
 pytestmark = pytest.mark.root
 AWAY = f"203.0.113.200:{PORT}"  # nobody's
@@ -38,8 +38,9 @@ def test_good_way_before_joining_and_after(lab: Lab) -> None:
     code, found = check(node, token)
     assert (code, found["reach"][0]["verdict"]) == (0, "ok"), found
     assert f"sees this machine as {node.address}, its own address: no NAT" in found["address"][0]["words"]
-    assert found["udp"][0]["words"] == f"UDP to {HUB}:{PORT} arrives: its refusal came back"
-    assert "1500 bytes" in found["mtu"][0]["words"]
+    assert f"UDP to {HUB}:{PORT} over IPv4 is answered in " in found["udp"][0]["words"]
+    assert f"the world sees {node.address}:51820" in found["nat"][0]["words"]
+    assert "1500 bytes, as measured" in found["mtu"][0]["words"]
     shown = node.meshctl("netcheck", "-", stdin=token)
     assert (shown.returncode, "agrees with that of" in shown.stdout) == (0, True)
     assert node.meshctl("netcheck").returncode == 4
@@ -47,6 +48,10 @@ def test_good_way_before_joining_and_after(lab: Lab) -> None:
     member = lab.machine("member")
     assert member.join(token).returncode == 0
     assert check(member, "")[0] == 0
+    member.up()
+    until(lambda: member.peers() is not None and member.status(), READY_S, member.tail())
+    code, found = check(member, "")
+    assert (code, "as 51820 is in use" in found["port"][0]["words"]) == (0, True), found
 
 
 NAT = """ip address add 203.0.113.99/24 dev eth0; nft add table ip way

@@ -152,6 +152,7 @@ def test_narrow_direction_is_found_named_and_routed_around_until_it_is_wide(
         assert stream_arrives(b, a)
         until(lambda: told(a, "finding.opened", PATH_MTU), FOUND_S, "the finding is open")
         assert says(a, INTACT, "ok")
+        assert (a.peer("b")["mtu"], " MTU " in a.meshctl("status").stdout) == (passes, True)
         assert "route" not in a.meshctl("plan").stdout, "what an agent has learned is part of anybody's plan"
 
         runs = len(a.events("agent.started"))
@@ -167,6 +168,7 @@ def test_narrow_direction_is_found_named_and_routed_around_until_it_is_wide(
     record_property("figure", f"path wide again, said by both ends: {time.monotonic() - begun:.1f} s")
     until(lambda: not route(a, b) and not route(a, b, v6=True) and not route(b, a), FOUND_S, "the routes are gone")
     until(lambda: told(a, "finding.closed", PATH_MTU), FOUND_S, "the finding is closed")
+    assert (a.peer("b")["mtu"], " MTU " in a.meshctl("status").stdout) == (None, False)
 
 
 def passes_words(event: dict[str, Any], node: Node, peer: Node, passes: int) -> bool:

@@ -105,12 +105,20 @@ def test_coordinator_reads_what_it_wrote(tmp_path: Path) -> None:
         ("listen = [5]\n", "listen"),
         ("kek_file = 5\n", "kek_file"),
         ('kek = "hsm"\n', "kek"),
+        ('stun = "on"\n', "no UDP port for netcheck"),
+        ('stun = "65536"\n', "no UDP port for netcheck"),
+        ('stun = "0"\n', "no UDP port for netcheck"),
     ],
 )
 def test_wrong_setting_of_a_coordinator_is_named(tmp_path: Path, text: str | bytes, says: str) -> None:
     with pytest.raises((UsageError, EnvironmentFault), match=says) as refused:
         coordinator(tmp_path, text)
     assert refused.value.hint
+
+
+@pytest.mark.parametrize(("text", "second"), [("auto", None), ("off", 0), ("3479", 3479)])
+def test_udp_ports_for_netcheck(tmp_path: Path, text: str, second: int | None) -> None:
+    assert coordinator(tmp_path, f'stun = "{text}"\n').second_port == second
 
 
 def test_directory_without_a_mesh_says_init(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from coordinator import reflector
 from coordinator.front import Figures, Why
 from coordinator.health import CoordinatorHealth
 from tests.harness.fellows import connect
@@ -24,10 +25,17 @@ class _Front:
     connections = Figures(1, {Why.CROWDED: 1}, {Why.CROWDED: 1}, 1, 0, 0, 0)  # a reason appears once it happened
 
 
+class _Reflector:
+    """One that was asked once, and once not to be answered."""
+
+    figures = reflector.Figures(1, {reflector.Drop.RATE: 1})
+
+
 def scraped(mesh: World, at: int = 0) -> dict[str, float]:
     """Value of each sample without labels; of a labelled one the last."""
     one = mesh.coordinators[at]
-    health = CoordinatorHealth(one.views, one.fellows.convergence, _Front())  # type: ignore[arg-type]
+    parts = one.views, one.fellows.convergence, _Front(), _Reflector()
+    health = CoordinatorHealth(*parts)  # type: ignore[arg-type]
     registry = CollectorRegistry(auto_describe=False)
     registry.register(health)
     families = text_string_to_metric_families(generate_latest(registry).decode())
