@@ -4,7 +4,7 @@
     revision {applied, server, age_s}   link {coordinator, connected, age_s, error}   keys {age_s, certificate_left_s}
     verdict, ready, rows, findings (see health.py; findings carry age_s, subject_name, remedy)   mesh_findings: the
     coordinator's peers [{id, name, address4, address6, endpoint, handshake_age_s, rtt_ms, loss, proven {ok, of,
-    age_s}, state}]
+    age_s}, state, psk {version, age_s, proven} or null}]
 
 Ages in seconds, null where there is none. Fields are only ever added.
 """
@@ -21,6 +21,7 @@ from meshctl.agent.deep import Deep
 from meshctl.agent.follow import Link, Report
 from meshctl.agent.health import Health
 from meshctl.agent.prober import Prober
+from meshctl.agent.psk import PresharedKeys
 from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
 from meshctl.agent.rotate import Rotor
@@ -43,6 +44,7 @@ class Sources:
     rotor: Rotor
     deep: Deep
     control: ControlCheck
+    psks: PresharedKeys
 
 
 def picture(sources: Sources) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def picture(sources: Sources) -> dict[str, Any]:
         ],
         "peers": [
             _peer(node, outcome.sessions.get(node.statement.wireguard), prober, rows, now=now, wall=wall)
+            | {"psk": sources.psks.of(node.id)}
             for node in sorted(peers, key=lambda node: node.name)
         ],
     }

@@ -29,7 +29,7 @@ from meshctl.agent.store import Store
 from meshctl.agent.userspace import UserspaceWireGuard
 from meshctl.config import AgentConfig
 from meshctl.crypto.identity import Identity
-from meshctl.events import Unheard
+from meshctl.eventlog import Unheard
 from meshctl.mesh import limits, topology
 from meshctl.mesh.model import Candidate, Endpoint, Node, Origin
 from meshctl.mesh.plan import AddPeer, SetListenPort, SetPrivateKey

@@ -20,6 +20,7 @@ from meshctl.mesh.catalogue import (
     LAG,
     PATH,
     PATH_MTU,
+    PSK,
     ROTATION,
     ROUTE,
     Scope,
@@ -54,7 +55,7 @@ def healthy(*peers: NodeId, at: float = 100.0) -> list[Reading]:
 
 def test_catalogue_is_whole_and_its_dependencies_exist_without_a_circle() -> None:
     shallow = {DRIFT, LAG, ROUTE, HANDSHAKE, PATH, IDENTITY, ROTATION, KEY, CLOCK, ASYMMETRY}
-    deep = {PATH_MTU, INTACT, CIPHER, *exams.CODES}
+    deep = {PATH_MTU, INTACT, CIPHER, PSK, *exams.CODES}
     assert set(CATALOGUE) == shallow | deep
     assert {code for code, check in CATALOGUE.items() if check.deep} == deep
 
