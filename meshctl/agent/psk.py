@@ -110,7 +110,7 @@ class PresharedKeys:
         bunch, heard = state.bunch, self._talk.heard.get(node.id)
         self._plan(node.id, state)
         if bunch.now and not bunch.set_at:
-            self._exchange.start(node.id, state, self._exchange.apply(node.id, state))
+            self._exchange.start(node.id, state, lambda: self._exchange.apply(node.id, state))
             return True
         if bunch.proven and len(bunch.keys) == 1:
             state.stall = None
@@ -120,11 +120,11 @@ class PresharedKeys:
         session = self._ports.reconciler.outcome.sessions.get(node.statement.wireguard)
         handshake_at = session.last_handshake if session else 0.0
         if not bunch.proven and psk.proves(bunch, heard, handshake_at):
-            self._exchange.start(node.id, state, self._exchange.file(node.id, state, bunch.confirmed()))
+            self._exchange.start(node.id, state, lambda: self._exchange.file(node.id, state, bunch.confirmed()))
             return True
         version = self._choice(state, session, handshake_at)
         if version != bunch.now:
-            self._exchange.start(node.id, state, self._exchange.step(node.id, state, version))
+            self._exchange.start(node.id, state, lambda: self._exchange.step(node.id, state, version))
         return True
 
     def _choice(self, state: State, session: Session | None, handshake_at: float) -> int:
@@ -137,7 +137,8 @@ class PresharedKeys:
         now = ports.monotonic()
         if state.stall is None:
             state.stall = Stall(now, bunch.now, session.tx_bytes)
-        if session.tx_bytes == state.stall.sent:
+        # A peer without a session is restarted now and then, which sets its counters to zero.
+        if session.tx_bytes == (state.stall.sent if handshake_at else 0):
             return bunch.now
         return psk.choice(bunch, state.stall.version, now - state.stall.since, leads=state.leads)
 

@@ -32,6 +32,7 @@ from meshctl.mesh.psk_packets import Head, Kind, halves
 TASKS: Final = 8  # writing or waiting for the device; a peer that asks for more is asked to say it again
 APPLIED_WITHIN_S: Final = 5.0
 ANSWER_EVERY_S: Final = 0.5  # each answer is a write to the disk
+Doing = Callable[[], Coroutine[Any, Any, None]]
 
 
 @dataclass(slots=True)
@@ -138,7 +139,7 @@ class Exchange:
                 self._told_to_set(peer, state, head)
         newest = state.bunch.newest
         if state.leads and not state.busy and heard.valid and heard.now == newest != state.bunch.now:
-            self.start(peer, state, self._put_in_force(peer, state, newest))
+            self.start(peer, state, lambda: self._put_in_force(peer, state, newest))
         if head.ask:
             self.talk.send(peer, Kind.STATE)
         self._changed(peer)
@@ -151,7 +152,7 @@ class Exchange:
             self.talk.send(peer, Kind.STATE)  # then it offers a higher one
         elif now - state.answered_at >= ANSWER_EVERY_S:
             state.answered_at = now
-            self.start(peer, state, self._answer(peer, state, head, public))
+            self.start(peer, state, lambda: self._answer(peer, state, head, public))
 
     async def _answer(self, peer: NodeId, state: State, head: Head, public: bytes) -> None:
         try:
@@ -167,7 +168,7 @@ class Exchange:
 
     def _answered(self, peer: NodeId, state: State, head: Head, ciphertext: bytes) -> None:
         if state.offer and (state.offer[0], state.offer[1].exchange) == (head.version, head.exchange):
-            self.start(peer, state, self._accept(peer, state, head, ciphertext))
+            self.start(peer, state, lambda: self._accept(peer, state, head, ciphertext))
 
     async def _accept(self, peer: NodeId, state: State, head: Head, ciphertext: bytes) -> None:
         assert state.offer is not None
@@ -190,25 +191,24 @@ class Exchange:
         if key is None:
             self.talk.send(peer, Kind.STATE)
         elif not kem.is_mark(head.exchange, key.key, head.sender, head.version):
-            self.start(peer, state, self.file(peer, state, bunch.without(head.version), tell=True))
+            self.start(peer, state, lambda: self.file(peer, state, bunch.without(head.version), tell=True))
         elif bunch.now == head.version:
             self.talk.send(peer, Kind.DONE, head.version)
         else:
-            self.start(peer, state, self._put_in_force(peer, state, head.version))
+            self.start(peer, state, lambda: self._put_in_force(peer, state, head.version))
 
     # ---- doing -------------------------------------------------------------------------------------------------------
 
-    def start(self, peer: NodeId, state: State, doing: Coroutine[Any, Any, None]) -> None:
+    def start(self, peer: NodeId, state: State, doing: Doing) -> None:
         """One thing at a time for a pair, and not for too many pairs; what cannot be done now is asked for again."""
         if state.busy or sum(not task.done() for task in self._tasks) >= TASKS:
-            doing.close()
             return
         state.busy = True
         self._tasks.add(asyncio.get_running_loop().create_task(self._do(peer, state, doing)))
 
-    async def _do(self, peer: NodeId, state: State, doing: Coroutine[Any, Any, None]) -> None:
+    async def _do(self, peer: NodeId, state: State, doing: Doing) -> None:
         try:
-            await doing
+            await doing()
             state.trouble = ""
         except MeshError as error:  # a full disk: nothing was acknowledged, nothing set
             state.trouble = error.what
