@@ -73,7 +73,7 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     moves = Moves(book, reconciler, prober, on_map)
     parts = keeper, book, follower.link, reconciler, prober, moves, events
     rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
-    follower.on_order, prober.on_go, health = rotor.wake.set, moves.go, Health(prober)
+    follower.on_order, prober.on_go, health = rotor.wake.set, moves.go, Health(prober, psks.of)
     path = PathTrial(identity.id, prober, reconciler, store, peers.others, time.monotonic)
     psks.connect(Ports(store, prober, reconciler, peers.others, lambda: keeper.member.mesh, events))
     trials = path, exam.on_the_wire(config, keeper, prober, peers)

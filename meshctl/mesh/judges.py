@@ -36,7 +36,7 @@ from meshctl.mesh.spans import DAY_S, ago, short, span
 
 _KEY_WARNINGS_S: Final = (DAY_S, 7 * DAY_S, 30 * DAY_S)  # before a key is older than policy allows
 _RENEWS_WITHIN_S: Final = 600.0  # after half life: two tries at the longest pause between them
-_DIFFER_S: Final = 15.0  # one end sets its pre-shared key a moment before the other
+DIFFER_S: Final = 15.0  # one end sets its pre-shared key a moment before the other
 _REMEMBERED_S: Final = 60.0  # how long a repaired interface or a forged echo is still told
 
 
@@ -190,7 +190,7 @@ def preshared(
     known). Seconds: since the two differ, since the key was made, since it was set here; `within_s`: in which a
     handshake must have proved it. `why`: what is known of why nothing was agreed.
     """
-    if differs_s is not None and differs_s > _DIFFER_S:
+    if differs_s is not None and differs_s > DIFFER_S:
         words = f"this end has {_version(version)} in force, the peer {_version(theirs or 0)}, {span(differs_s)} long"
         return Reading(PSK, peer, Verdict.FAILED, now, words)
     if not version:
