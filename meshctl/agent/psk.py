@@ -15,7 +15,7 @@ from meshctl.agent.psk_exchange import Exchange, Ports, Stall, State, Work
 from meshctl.agent.store import Store
 from meshctl.crypto import kem
 from meshctl.errors import MeshError
-from meshctl.mesh import judges, psk
+from meshctl.mesh import judges, limits, psk
 from meshctl.mesh.integrity import Key, Reading
 from meshctl.mesh.interface import Session
 from meshctl.mesh.keys import PresharedKey
@@ -102,8 +102,21 @@ class PresharedKeys:
                 self._states[node.id] = state
             if not state.busy:
                 unsettled = self._examine(node, state) or unsettled
+            self._listen(node, state)
             self._judge(node.id, state)
         return unsettled
+
+    def _listen(self, node: Node, state: State) -> None:
+        """Do the peer's handshakes arrive while none succeeds? WireGuard counts only what it could open as received."""
+        session, now = self._ports.reconciler.outcome.sessions.get(node.statement.wireguard), self._ports.monotonic()
+        if session is None or self._ports.wall() - session.last_handshake < limits.REJECT_AFTER_S:
+            state.received = state.knocked_at = None
+            return
+        if state.received is None:
+            state.received = session.rx_bytes
+        before = state.received if session.last_handshake else 0  # a peer that was restarted counts from zero
+        if session.rx_bytes > before and state.knocked_at is None:
+            state.knocked_at = now
 
     def _examine(self, node: Node, state: State) -> bool:
         """-> whether this pair is not settled."""
@@ -155,6 +168,7 @@ class PresharedKeys:
             age_s=wall - key.made_at if key else 0.0,
             set_s=wall - bunch.set_at if bunch.set_at else 0.0,
             within_s=psk.PROVEN_WITHIN_S + self._ports.prober.coverage_s,
+            knocks_s=None if state.knocked_at is None else now - state.knocked_at,
             why=state.trouble or ("it does not answer, as of an earlier release" if self._is_strange(peer) else ""),
             now=now,
         )  # fmt: skip

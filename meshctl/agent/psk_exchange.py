@@ -64,6 +64,8 @@ class State:
     answer: tuple[bytes, int, bytes] | None = None  # exchange, version, ciphertext
     stall: Stall | None = None
     differs_since: float | None = None
+    received: int | None = None  # bytes, when the last session was over
+    knocked_at: float | None = None  # since when handshakes of the peer come to nothing
     answered_at: float = float("-inf")
     trouble: str = ""
     busy: bool = False

@@ -194,10 +194,14 @@ def is_stalled(age_s: float | None, coverage_s: float) -> bool:
 
 
 def choice(bunch: Bunch, began_with: int, stalled_s: float, *, leads: bool) -> int:
-    """The version to try after so long without a handshake. The follower is half as fast: all combinations occur."""
+    """The version to try after so long without a handshake. The leader goes through all it has while the follower, once
+    it has left what it began with, stays with one: so all combinations occur.
+    """
     choices = bunch.choices
-    pace = STALL_S if leads else 2 * STALL_S
-    turn = int(min(stalled_s, _HASTY_S) / pace + max(stalled_s - _HASTY_S, 0.0) / (pace * _SLOWER))
+    paced_s = min(stalled_s, _HASTY_S) + max(stalled_s - _HASTY_S, 0.0) / _SLOWER
+    turn = int(paced_s / STALL_S)
+    if not leads:
+        turn = 0 if turn < 2 else 1 + (turn - 2) // (KEYS + 1)
     start = choices.index(began_with) if began_with in choices else 0
     return choices[(start - turn) % len(choices)]
 

@@ -180,6 +180,28 @@ def test_leader_killed_between_the_two_sets_while_the_session_ends(lab: Lab) -> 
     until(lambda: agreed(leader, follower, 2), STEPS_S, f"they agree: {told(leader, follower)}")
 
 
+def test_a_machine_that_lost_its_keys_in_a_reboot_stays_apart_until_it_joins_anew(lab: Lab) -> None:
+    """None is not tried after a proof; the other end says what it sees (MESH-ENC-002)."""
+    leader, follower = pair(lab)
+    prove(leader, follower)
+    key = held(follower, leader)
+    leader.stop()
+    Store(leader.state).forget_bunches()
+    public = leader.key()
+    leader.drop_interface()
+    follower.run("wg", "set", follower.interface, "peer", public, "remove")
+    leader.up()
+    until(lambda: row(follower, leader)["verdict"] == "degraded", 2 * STEPS_S, f"{row(follower, leader)}")
+    assert "none succeeds" in row(follower, leader)["evidence"]
+    assert set(follower.run("wg", "show", follower.interface, "preshared-keys").stdout.split()[1::2]) == {key}
+    leader.stop()
+    assert leader.meshctl("leave").returncode == 0
+    until(lambda: not list((follower.state / "psk").iterdir()), READY_S, "the keys of who left are forgotten")
+    assert leader.join(lab.coordinator.token()).returncode == 0
+    leader.up()
+    until(lambda: agreed(leader, follower), READY_S, f"they agree: {told(leader, follower)}")
+
+
 def test_a_machine_whose_keys_were_lost_is_told_of_and_agrees_anew_while_the_tunnel_stands(lab: Lab) -> None:
     """MESH-ENC-002: the two ends have different versions, and nothing of what they say about it arrives."""
     leader, follower = pair(lab)

@@ -66,6 +66,8 @@ def psk(version: int, good: int, theirs: int | None = None, **more: float | str 
         (psk(4, 3, 3, differs_s=16.0), FAILED, "this end has version 4 in force, the peer version 3, 16 s long"),
         (psk(4, 4, 0, differs_s=16.0), FAILED, "the peer none"),
         (psk(4, 3, 4, set_s=206.0), FAILED, "no handshake was made with it"),
+        (psk(4, 4, 4, knocks_s=59.0), OK, "proven by a handshake"),
+        (psk(4, 4, 4, knocks_s=61.0), DEGRADED, "the peer's handshakes arrive, and none succeeds"),
         (psk(4, 4, 4, set_s=206.0), OK, "proven by a handshake"),
     ],
 )
