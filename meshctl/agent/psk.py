@@ -88,7 +88,7 @@ class PresharedKeys:
     async def _look(self) -> bool:
         """Who came, who left, what was proven, who is stuck -> whether it is worth looking again soon."""
         peers = {node.id: node for node in self._ports.peers()}
-        if peers:  # law: no data is not a deletion
+        if peers or self._ports.reconciler.outcome.revision:  # law: no data is not a deletion
             gone = [peer for peer in (*self._states, *self._exchange.filed) if peer not in peers]
             await self._exchange.forget(gone)
             if gone:

@@ -41,7 +41,7 @@ class Ground:
         passed = asyncio.Event()
         wake = SimpleNamespace(set=lambda: asyncio.get_running_loop().call_soon(lambda: (passed.set(), passed.clear())))
         reconciler: Any = SimpleNamespace(  # a device that has whatever it is told
-            wake=wake, passed=passed, holds=lambda *_: True, outcome=SimpleNamespace(sessions={})
+            wake=wake, passed=passed, holds=lambda *_: True, outcome=SimpleNamespace(sessions={}, revision=1)
         )
         peers, me = [self.b.node, self.c.node], SimpleNamespace(id=MESH)
         ports = Ports(

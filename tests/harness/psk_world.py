@@ -100,7 +100,7 @@ class End:
             @property
             def outcome(self) -> Any:
                 session = Session(None, end.handshake_at, 0, end.sent)
-                return SimpleNamespace(sessions={peer.statement.wireguard: session})
+                return SimpleNamespace(sessions={peer.statement.wireguard: session}, revision=1)
 
             class wake:
                 @staticmethod

@@ -8,6 +8,7 @@ session; the agent puts it back, and a handshake follows.
 from __future__ import annotations
 
 import base64
+import gzip
 import signal
 import time
 from collections.abc import Iterator
@@ -118,10 +119,13 @@ def test_a_pair_agrees_after_a_join_a_handshake_proves_it_and_nothing_secret_is_
 def _nothing_secret(node: Node, key: str) -> None:
     raw = base64.b64decode(key)
     secrets = key.encode(), raw, raw.hex().encode(), base64.urlsafe_b64encode(raw)
-    done = node.meshctl("debug", "bundle", "--output", str(node.state.with_suffix(".zip")))
+    bundle = node.state.with_suffix(".tar.gz")
+    assert node.meshctl("debug", "bundle", "--output", str(bundle)).returncode == 0
+    packed = gzip.decompress(bundle.read_bytes())
+    assert b"psk" in packed
     told = [
         node.log.read_bytes(), (node.state / "events.jsonl").read_bytes(), repr(node.status()).encode(),
-        done.stdout.encode(), *(path.read_bytes() for path in node.state.glob("psk/*")),
+        packed, *(path.read_bytes() for path in node.state.glob("psk/*")),
     ]  # fmt: skip
     assert not [secret for secret in secrets for text in told if secret in text]
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from meshctl.mesh.catalogue import Verdict
 from meshctl.mesh.psk_packets import Kind, parse
 from tests.harness.psk_world import End, World
 
@@ -150,6 +151,23 @@ async def test_an_interface_that_takes_no_key_for_a_while_is_waited_for(monkeypa
     world.b.unset = False
     await world.run(160)
     assert world.agreed()
+
+
+async def test_a_peer_of_an_earlier_release_is_unknown_rarely_asked_and_agrees_once_it_is_upgraded() -> None:
+    world = World()
+    world.b.kill()
+    said: list[Kind] = []
+    world.weather = lambda datagram: said.append(parse(datagram)[0].kind) or 1  # type: ignore[func-returns-value]
+    await world.run(150)
+    assert world.a.agent
+    (reading,) = world.a.agent.readings.values()
+    assert reading.verdict is Verdict.UNKNOWN
+    assert "as of an earlier release" in reading.evidence
+    assert set(said) == {Kind.STATE}
+    assert len(said) <= 8
+    world.boot(world.b)
+    await world.run(15)
+    assert world.a.device == world.b.device is not None
 
 
 async def _storm(seed: int) -> None:
