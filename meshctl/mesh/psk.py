@@ -35,7 +35,7 @@ _HASTY_S: Final = 480.0  # for so long each choice gets STALL_S, then eight time
 _SLOWER: Final = 8.0
 _SPREAD: Final = 0.2  # of the period: pairs that began at once are not renewed at once
 _PAUSE_S: Final = 1.0
-_PAUSE_MOST_S: Final = 32.0
+_PAUSE_MOST_S: Final = 8.0
 _STRANGE_AFTER: Final = 6  # questions without any answer: an agent of an earlier release
 _STRANGE_EVERY_S: Final = 600.0
 

@@ -136,9 +136,10 @@ def _f4(s: Scene, name: str) -> str:
 def _lost_keys(s: Scene) -> float:
     """As a machine without its state directory, and what is said of it does not arrive."""
     node = s["b"]
+    until(lambda: node.peer("a")["psk"] and s["a"].peer("b")["psk"], READY_S, "the two have agreed")
     node.stop()
     Store(node.state).forget_bunches()
-    s.filter(node.ns, "inet deaf", input='udp dport 51871 @th,64,32 0x4d4b5131 drop')  # "MKQ1"
+    s.filter(node.ns, "inet deaf", input="udp dport 51871 @th,64,32 0x4d4b5131 drop")  # by their magic
     node.up()
     until(lambda: node.proves("a"), READY_S, "it is back")
     return time.monotonic()
@@ -149,8 +150,8 @@ def _found_keys(s: Scene) -> None:
     node, peer = s["b"], s["a"]
     s.unfilter(node.ns, "inet deaf")
     until(lambda: node.peer("a")["psk"], READY_S, "they agree")
-    set_at = Store(node.state).bunches()[Store(peer.state).identity().id].set_at
-    until(lambda: time.time() > set_at + MARGIN_S + 1, READY_S, "a handshake counts")
+    store, name = Store(node.state), Store(peer.state).identity().id
+    until(lambda: 0 < store.bunches()[name].set_at < time.time() - MARGIN_S - 1, READY_S, "a handshake counts")
     s.wg("b", "peer", peer.key(), "remove")
 
 

@@ -78,8 +78,8 @@ def row(node: Node, peer: Node) -> dict[str, Any]:
 
 def ripen(node: Node, peer: Node) -> None:
     """The key was set long enough ago for a handshake to count."""
-    set_at = Store(node.state).bunches()[Store(peer.state).identity().id].set_at
-    until(lambda: time.time() > set_at + MARGIN_S + 1, 10, "the margin passes")
+    store, name = Store(node.state), Store(peer.state).identity().id
+    until(lambda: 0 < store.bunches()[name].set_at < time.time() - MARGIN_S - 1, 20, "the margin passes")
 
 
 def end_session(node: Node, peer: Node) -> None:
