@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from meshctl.errors import UsageError
+from meshctl.mesh.psk import RENEW_S
 
 DEFAULT_FILE = Path("/etc/meshctl/meshctl.toml")
+PSK_RENEW_LEAST_S = 5.0  # an exchange takes a moment, and a write to both disks
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class AgentConfig:
     """kernel, userspace, or auto: the kernel's WireGuard where there is one."""
     health_listen: str = "127.0.0.1:9586"
     """ADDRESS:PORT of /healthz, /readyz and /metrics; empty turns them off."""
+    psk_renew_s: float = RENEW_S
+    """Seconds after which a pair of nodes agrees on another pre-shared key; 5 at least."""
 
     @property
     def socket(self) -> Path:
@@ -69,6 +73,8 @@ def _typed(name: str, value: Any) -> Any:
                 return Path(value)
             case "listen_port":
                 return int(value)
+            case "psk_renew_s":
+                return float(value)
             case "endpoint":
                 return tuple(value.split(",") if isinstance(value, str) else map(str, value))
             case _:
@@ -90,6 +96,8 @@ def _checked(given: dict[str, Any]) -> AgentConfig:
         raise UsageError(
             f"{config.health_listen!r} is not ADDRESS:PORT", "--health-listen 127.0.0.1:9586, or empty for none"
         )
+    if not PSK_RENEW_LEAST_S <= config.psk_renew_s < float("inf"):
+        raise UsageError(f"{config.psk_renew_s} is no period", f"psk_renew_s = {RENEW_S:.0f}, in seconds")
     if config.device not in {"auto", "kernel", "userspace"}:
         raise UsageError(f"unknown device kind {config.device!r}", "use kernel, userspace or auto")
     return config

@@ -232,3 +232,15 @@ class EventLog:
         fd, size = self._open()
         self._unsynced.append(self._fd)
         self._fd, self._size = fd, size
+
+
+class Unheard:
+    """Events for those who look only (meshctl plan): nothing is kept."""
+
+    def emit(self, _event: Event) -> int:
+        """See Events."""
+        return 0
+
+    async def commit(self, _event: Event) -> int:
+        """See Events."""
+        return 0

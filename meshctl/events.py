@@ -210,6 +210,15 @@ class KeySwitched(Event):
     returned: bool = False
 
 
+@happening("psk.set")
+class PresharedKeySet(Event):
+    """This node's WireGuard has another pre-shared key for a peer; `proven`: one that had been proven before."""
+
+    node: NodeId
+    version: int
+    proven: bool = False
+
+
 # ---- access ----------------------------------------------------------------------------------------------------------
 
 
@@ -384,15 +393,3 @@ class Events(Protocol):
 
     async def commit(self, event: Event) -> int:
         """Take note; returns once it will survive a power cut. Raises EnvironmentFault: then do not confirm the act."""
-
-
-class Unheard:
-    """Events for those who look only (meshctl plan): nothing is kept."""
-
-    def emit(self, _event: Event) -> int:
-        """See Events."""
-        return 0
-
-    async def commit(self, _event: Event) -> int:
-        """See Events."""
-        return 0

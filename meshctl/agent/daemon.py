@@ -27,6 +27,8 @@ from meshctl.agent.pathmtu import PathTrial
 from meshctl.agent.peers import Peers
 from meshctl.agent.picture import Sources, picture, report
 from meshctl.agent.prober import Prober
+from meshctl.agent.psk import PresharedKeys
+from meshctl.agent.psk_exchange import Ports
 from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
 from meshctl.agent.rotate import Rotor, undo_unset
@@ -60,9 +62,10 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
 
     peers = Peers(book, lambda: reconciler, identity.id)
     prober = Prober(identity, peers.endpoint_of, surroundings.seen, peers.may_ping)
+    psks = PresharedKeys(identity.id, store, config.psk_renew_s)
     reconciler = Reconciler(
         device, surroundings,
-        lambda mtu: desire(config, keeper, book, surroundings, rotor.identity, mtu, path.narrow),
+        lambda mtu: desire(config, keeper, book, surroundings, rotor.identity, mtu, path.narrow, psks.keys),
         events, started=lambda keys: prober.kick(peers.behind(keys)),
         moved=lambda: examiner.soon.set(),  # noqa: PLW0108 - made below
     )  # fmt: skip
@@ -70,12 +73,13 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     moves = Moves(book, reconciler, prober, on_map)
     parts = keeper, book, follower.link, reconciler, prober, moves, events
     rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
-    follower.on_order, prober.on_go, health = rotor.wake.set, moves.go, Health(prober)
+    follower.on_order, prober.on_go, health = rotor.wake.set, moves.go, Health(prober, psks.of)
     path = PathTrial(identity.id, prober, reconciler, store, peers.others, time.monotonic)
+    psks.connect(Ports(store, prober, reconciler, peers.others, lambda: keeper.member.mesh, events))
     trials = path, exam.on_the_wire(config, keeper, prober, peers)
     control, deep = ControlCheck(follower.link), Deep(trials, peers.others, prober.is_proven, identity.id)
     path.sizing.on_narrow, health.gaps, health.deep_s = deep.soon, rotor.gap_of, lambda: deep.period_s
-    sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep, control)
+    sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep, control, psks)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 
     loops.write_guard(store, config.interface, keeper.member.mesh.prefixes)
@@ -84,7 +88,7 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     servers = await loops.serve(config, health, prober, lambda: picture(sources), book, peers)
     events.emit(AgentStarted(release=__version__, interface=config.interface))
     announce = loops.announce(prober, reconciler, book, identity.id, say)
-    forever = (reconciler, follower, prober, examiner, keeper, rotor, deep, control)
+    forever = (reconciler, follower, prober, examiner, keeper, rotor, deep, control, psks)
     try:
         await loops.until_stopped([*(one.run() for one in forever), announce, loops.keep_map(store, book, moved)])
     finally:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from meshctl.agent.book import Book
 from meshctl.agent.candidates import Surroundings
 from meshctl.agent.device import Device
@@ -13,10 +15,12 @@ from meshctl.agent.renew import Keeper
 from meshctl.agent.store import Store
 from meshctl.config import AgentConfig
 from meshctl.crypto.identity import Identity
-from meshctl.events import Unheard
+from meshctl.eventlog import Unheard
 from meshctl.mesh import limits, topology
+from meshctl.mesh.keys import PresharedKey
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.plan import Step
+from meshctl.mesh.psk import in_force
 
 
 def restore(store: Store, keeper: Keeper) -> Book:
@@ -29,13 +33,13 @@ def restore(store: Store, keeper: Keeper) -> Book:
 
 def desire(
     config: AgentConfig, keeper: Keeper, book: Book, surroundings: Surroundings, identity: Identity, mtu: int,
-    narrow: tuple[tuple[NodeId, int], ...],
+    narrow: tuple[tuple[NodeId, int], ...], psks: Mapping[NodeId, PresharedKey],
 ) -> Desire:  # fmt: skip
     """What the reconciler works towards, put together anew at every pass."""
     member = keeper.member
     keepalive = limits.KEEPALIVE_S if surroundings.behind_nat else 0
     me = topology.Me(member.node.id, identity.wireguard, config.interface, config.listen_port, mtu, keepalive, narrow)
-    return Desire(member.mesh, me, book.roster.nodes.get(member.node.id, member.node), book.roster)
+    return Desire(member.mesh, me, book.roster.nodes.get(member.node.id, member.node), book.roster, psks)
 
 
 async def dry_run(config: AgentConfig, store: Store, device: Device) -> tuple[Step, ...]:
@@ -43,5 +47,6 @@ async def dry_run(config: AgentConfig, store: Store, device: Device) -> tuple[St
     identity, unheard = store.identity(), Unheard()
     keeper = Keeper(store, identity, lambda: None, unheard)
     book, surroundings = restore(store, keeper), Surroundings(config.endpoint, config.listen_port)
-    wanted = lambda mtu: desire(config, keeper, book, surroundings, identity, mtu, store.narrow())  # noqa: E731
+    narrow, psks = store.narrow(), in_force(store.bunches())
+    wanted = lambda mtu: desire(config, keeper, book, surroundings, identity, mtu, narrow, psks)  # noqa: E731
     return await Reconciler(device, surroundings, wanted, unheard, started=lambda _: None, moved=lambda: None).plan()

@@ -69,6 +69,7 @@ class Examiner:
             self._from.health.beat("reconcile")
         self._from.health.record([*self._node(), *self._peers(peers), *await self._routes(peers)])
         self._from.health.adopt(self._from.deep.readings)
+        self._from.health.adopt(self._from.psks.readings)
         before = self._from.health.verdict
         opened, closed = self._from.health.judge()
         for f in opened:

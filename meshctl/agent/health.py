@@ -37,8 +37,14 @@ class Health:
     """`record` and `beat` bring news, `judge` turns them into rows and findings; the rest is for reading."""
 
     def __init__(
-        self, prober: Prober, *, monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+        self,
+        prober: Prober,
+        psk_of: Callable[[NodeId], Mapping[str, Any] | None] = lambda _: None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
+        """`psk_of`: {version, age_s, proven} of the pre-shared key with a peer, or None."""
         self.rows: tuple[Row, ...] = ()
         self.findings: tuple[Finding, ...] = ()
         self.verdict = integrity.overall(())  # one word for this node
@@ -46,7 +52,7 @@ class Health:
         self.row: MatrixRow | None = None  # what the coordinator's matrix is told
         self.ended: dict[Key, tuple[str, str]] = {}  # verdict and evidence that closed the last few findings
         self._summed_at = float("-inf")
-        self._prober, self._monotonic, self._wall = prober, monotonic, wall
+        self._prober, self._psk_of, self._monotonic, self._wall = prober, psk_of, monotonic, wall
         # Seconds that packets to a peer stood still when our key last changed, and when its did; 0: not measured.
         self.gaps: Callable[[NodeId], tuple[float, float]] = lambda _: (0.0, 0.0)
         self.deep_s: Callable[[], float] = lambda: 0.0  # within which each peer is examined deeply
@@ -207,7 +213,7 @@ class Health:
             loss.add_metric([self.name(node)], echo.loss)
             if echo.rtt_s is not None:
                 rtt.add_metric([self.name(node)], echo.rtt_s)
-        yield from (rtt, loss, self._gaps())
+        yield from (rtt, loss, self._gaps(), *self._keys())
         yield GaugeMetricFamily("meshctl_revision_applied", "Registry revision in force", value=self.revision)
         yield GaugeMetricFamily("meshctl_ready", "1 when /readyz says yes", value=integrity.ready(self.rows))
         prober = self._prober
@@ -218,6 +224,21 @@ class Health:
             drops.add_metric([code], count)
         yield drops
 
+    def _keys(self) -> Iterator[GaugeMetricFamily]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        held = {node: self._psk_of(node) for node in self._names}
+        states = Counter("none" if key is None else "proven" if key["proven"] else "set" for key in held.values())
+        pairs = GaugeMetricFamily("meshctl_psk_peers", "Peers by the state of their pre-shared key", labels=["state"])
+        for state in ("none", "set", "proven"):
+            pairs.add_metric([state], states[state])
+        yield pairs
+        what = "Age of the pre-shared key in force, oldest only"
+        ages = GaugeMetricFamily("meshctl_peer_psk_age_seconds", what, labels=["peer"])
+        aged = sorted(((key["age_s"], node) for node, key in held.items() if key), reverse=True)
+        for age_s, node in aged[:_PEER_SERIES]:
+            ages.add_metric([self.name(node)], age_s)
+        yield ages
 
     def _gaps(self) -> GaugeMetricFamily:
         from prometheus_client.core import GaugeMetricFamily

@@ -4,7 +4,8 @@
     revision {applied, server, age_s}   link {coordinator, connected, age_s, error}   keys {age_s, certificate_left_s}
     verdict, ready, rows, findings (see health.py; findings carry age_s, subject_name, remedy, and signed: it was
     told with a signature)   mesh_findings: the coordinator's own conclusions, which no node signed
-    peers [{id, name, address4, address6, endpoint, handshake_age_s, rtt_ms, loss, proven {ok, of, age_s}, state, mtu}]
+    peers [{id, name, address4, address6, endpoint, handshake_age_s, rtt_ms, loss, proven {ok, of, age_s}, state, mtu,
+    psk {version, age_s, proven} or null}]
 
 Ages in seconds, null where there is none. `mtu`: bytes of the largest packet to a peer whose path is narrower than full
 (its route has that limit, MESH-PATH-002), null where it is not known to be. Fields are only ever added.
@@ -22,6 +23,7 @@ from meshctl.agent.deep import Deep
 from meshctl.agent.follow import Link, Report
 from meshctl.agent.health import Health
 from meshctl.agent.prober import Prober
+from meshctl.agent.psk import PresharedKeys
 from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
 from meshctl.agent.rotate import Rotor
@@ -44,6 +46,7 @@ class Sources:
     rotor: Rotor
     deep: Deep
     control: ControlCheck
+    psks: PresharedKeys
 
 
 def picture(sources: Sources) -> dict[str, Any]:
@@ -98,6 +101,7 @@ def picture(sources: Sources) -> dict[str, Any]:
             {
                 **_peer(node, outcome.sessions.get(node.statement.wireguard), prober, rows, now=now, wall=wall),
                 "mtu": narrow.get(network(f"{node.address4}/32")),
+                "psk": sources.psks.of(node.id),
             }
             for node in sorted(peers, key=lambda node: node.name)
         ],

@@ -18,8 +18,8 @@ from meshctl.errors import MeshError
 from meshctl.events import Events, StepApplied, StepFailed
 from meshctl.mesh import interface, limits, liveness, topology
 from meshctl.mesh.interface import Interface, Observation, Route, Session
-from meshctl.mesh.keys import PrivateKey, PublicKey
-from meshctl.mesh.model import Endpoint, MeshInfo, Node, Roster
+from meshctl.mesh.keys import PresharedKey, PrivateKey, PublicKey
+from meshctl.mesh.model import Endpoint, MeshInfo, Node, NodeId, Roster
 from meshctl.mesh.plan import RemovePeer, RestartPeer, SetPrivateKey, Step, diff
 from meshctl.mesh.topology import Me
 
@@ -48,12 +48,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Desire:
-    """What the pass works towards: the mesh, this node's half, its own record, the roster in hand."""
+    """What the pass works towards: the mesh, this node's half, its own record, the roster, pre-shared keys."""
 
     mesh: MeshInfo
     me: Me
     node: Node
     roster: Roster
+    psks: Mapping[NodeId, PresharedKey] = field(default_factory=dict)
 
 
 class Reconciler:
@@ -153,6 +154,11 @@ class Reconciler:
         """What the kernel held after the last pass that changed something."""
         return self._fitting.routes if self._fitting else frozenset()
 
+    def holds(self, peer: PublicKey, psk: PresharedKey | None) -> bool:
+        """Whether the device had this peer with this pre-shared key after the last pass."""
+        held = self._fitting.peers.get(peer) if self._fitting else None
+        return held is not None and held.preshared_key == psk
+
     @property
     def pass_s(self) -> float:
         """Seconds that a pass takes here, at best: what a slow machine is known by, and not a moment's other work."""
@@ -182,10 +188,11 @@ class Reconciler:
         wall = time.time()
         alive = frozenset(key for key, s in observed.sessions.items() if liveness.is_alive(s, now=wall))
         desire = self._desire(self._mtu)
-        key = desire.roster, desire.me, desire.node, self._surroundings.addresses
+        key = desire.roster, desire.me, desire.node, desire.psks, self._surroundings.addresses
         if self._wanted is None or any(a is not b and a != b for a, b in zip(self._key, key, strict=True)):
             networks = [net for _, net in self._surroundings.addresses]
-            self._key, self._wanted = key, topology.desired(desire.mesh, desire.roster, desire.me, desire.node)
+            self._key = key
+            self._wanted = topology.desired(desire.mesh, desire.roster, desire.me, desire.node, desire.psks)
             self._peers = {
                 node.statement.wireguard: (
                     liveness.leads(desire.node, node),

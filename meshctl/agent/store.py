@@ -1,4 +1,4 @@
-"""What a node keeps on disk, sealed: identity, membership, last-known-good map (ENC-4, NET-4).
+"""What a node keeps on disk, sealed: identity, membership, last-known-good map, pre-shared keys (ENC-4, NET-4, NET-6).
 
 AES-256-GCM under a file key (`seal.key`, 0600) in a 0700 directory; each file is sealed to its own name, so files
 cannot be swapped. Writes are atomic: a crash leaves the old file or the new one. Must not decide anything.
@@ -16,9 +16,10 @@ import msgspec
 
 from meshctl.crypto import sealing
 from meshctl.crypto.identity import Identity
-from meshctl.errors import EnvironmentFault, NotJoinedError, TrustError
-from meshctl.mesh.keys import PrivateKey
+from meshctl.errors import EnvironmentFault, NotJoinedError, ProtocolError, TrustError
+from meshctl.mesh.keys import PresharedKey, PrivateKey
 from meshctl.mesh.model import NodeId
+from meshctl.mesh.psk import Bunch, Key
 from meshctl.mesh.rotation import Stage
 
 
@@ -60,6 +61,16 @@ class SavedRotation:
     switched_at: float = 0.0  # unix seconds
 
 
+@dataclass(frozen=True, slots=True)
+class SavedBunch:
+    """The pre-shared keys of one pair (mesh/psk.py): (version, key, made at, shared) each."""
+
+    keys: tuple[tuple[int, bytes, float, bool], ...]
+    now: int
+    good: int
+    set_at: float
+
+
 class Store:
     """The state directory of one node."""
 
@@ -84,7 +95,8 @@ class Store:
             raise TrustError(f"{path} is damaged", "restore it, or meshctl leave --force and join again")
 
     def _write(self, name: str, data: bytes) -> None:
-        temporary = self.directory / f".{name}.{os.getpid()}"
+        path = self.directory / name
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             if os.write(handle, data) < len(data):
@@ -92,7 +104,7 @@ class Store:
             os.fsync(handle)
         finally:
             os.close(handle)
-        temporary.replace(self.directory / name)
+        temporary.replace(path)
 
     def _seal(self, name: str, data: bytes) -> None:
         if self._key is None:
@@ -183,7 +195,50 @@ class Store:
             return ()
         return tuple((NodeId(peer), size) for peer, size in found)
 
+    def save_bunch(self, peer: NodeId, bunch: Bunch) -> None:
+        """Off the event loop. On disk when this returns, also if the power fails: a peer builds on it."""
+        keys = tuple((k.version, k.key.raw, k.made_at, k.shared) for k in bunch.keys)
+        saved = SavedBunch(keys, bunch.now, bunch.good, bunch.set_at)
+        try:
+            self._bunches.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot make {self._bunches}: {error.strerror}", "free some space") from error
+        self._seal(f"psk/{peer}", msgspec.msgpack.encode(saved))
+        handle = os.open(self._bunches, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def bunches(self) -> dict[NodeId, Bunch]:
+        """Of all peers. What does not open is left out: the pair agrees anew, or says why it cannot."""
+        found: dict[NodeId, Bunch] = {}
+        for path in sorted(self._bunches.glob("[!.]*")):
+            try:
+                saved = msgspec.msgpack.decode(self._open(f"psk/{path.name}") or b"", type=SavedBunch)
+                keys = tuple(Key(version, PresharedKey(key), at, shared) for version, key, at, shared in saved.keys)
+            except (TrustError, ProtocolError, msgspec.DecodeError, OSError):
+                continue
+            found[NodeId(path.name)] = Bunch(keys, saved.now, saved.good, saved.set_at)
+        return found
+
+    def forget_bunch(self, peer: NodeId) -> None:
+        """The peer has left."""
+        (self._bunches / peer).unlink(missing_ok=True)
+
+    def forget_bunches(self) -> None:
+        """Those of another membership."""
+        for path in self._bunches.glob("*"):
+            path.unlink(missing_ok=True)
+        if self._bunches.exists():
+            self._bunches.rmdir()
+
+    @property
+    def _bunches(self) -> Path:
+        return self.directory / "psk"
+
     def forget(self) -> None:
         """Remove everything of this membership, keys included (meshctl leave)."""
+        self.forget_bunches()
         for name in ("membership", "map", "identity", "rotation", "narrow", "seal.key", "guard.nft", "agent.sock"):
             (self.directory / name).unlink(missing_ok=True)

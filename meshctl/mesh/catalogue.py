@@ -68,7 +68,7 @@ HANDSHAKE, PATH, IDENTITY = "MESH-HS-001", "MESH-PATH-001", "MESH-ID-001"
 KEY, CLOCK, ASYMMETRY, CIPHER = "MESH-KEY-001", "MESH-CLK-001", "MESH-ASY-001", "MESH-ENC-003"
 PATH_MTU, INTACT = "MESH-PATH-002", "MESH-INT-001"
 ENCRYPTED, REPLAY, TAMPER = "MESH-ENC-001", "MESH-RPL-001", "MESH-TMP-001"
-SPOOF, STRANGER = "MESH-SPF-001", "MESH-STR-001"
+SPOOF, STRANGER, PSK = "MESH-SPF-001", "MESH-STR-001", "MESH-ENC-002"
 
 CATALOGUE: Final[Mapping[str, Check]] = {
     check.code: check
@@ -114,6 +114,10 @@ CATALOGUE: Final[Mapping[str, Check]] = {
         Check(ENCRYPTED, "wire-encrypted", _C, Scope.PEER, "nothing crosses the wire in clear",
               "canaries seen enciphered by taps at both ends; packets in clear with a mesh address", (PATH,), 0.0,
               "a program on that machine sends around the mesh interface: find it by the addresses", deep=True),
+        Check(PSK, "post-quantum-key", _W, Scope.PEER, "sessions are also keyed by a secret that ML-KEM-768 agreed on",
+              "versions at both ends, handshake younger than the change", (DRIFT,), 0.0,
+              "look at meshctl logs of both; a node whose state was lost or restored: meshctl leave and join there",
+              deep=True),
         Check(REPLAY, "replay-rejected", _C, Scope.PEER, "captured messages are worthless",
               "a captured canary sent again: seen on the peer's wire, how often delivered", (PATH,), 0.0,
               "which WireGuard runs on the peer? No genuine one takes a message twice", deep=True),

@@ -22,6 +22,7 @@ from meshctl.mesh.catalogue import (
     LAG,
     PATH,
     PATH_MTU,
+    PSK,
     ROTATION,
     ROUTE,
     Verdict,
@@ -35,6 +36,8 @@ from meshctl.mesh.spans import DAY_S, ago, short, span
 
 _KEY_WARNINGS_S: Final = (DAY_S, 7 * DAY_S, 30 * DAY_S)  # before a key is older than policy allows
 _RENEWS_WITHIN_S: Final = 600.0  # after half life: two tries at the longest pause between them
+DIFFER_S: Final = 15.0  # one end sets its pre-shared key a moment before the other
+_KNOCKS_S: Final = 60.0  # each end tries what keys it has within that
 _REMEMBERED_S: Final = 60.0  # how long a repaired interface or a forged echo is still told
 
 
@@ -178,6 +181,38 @@ def rotation(
     return Reading(
         ROTATION, peer, Verdict.OK, now, f"{words}, handshake {changed_s - handshake_s:.3f} s later, echo agrees"
     )
+
+
+def preshared(
+    peer: NodeId, version: int, good: int, theirs: int | None, *, differs_s: float | None, age_s: float, set_s: float,
+    within_s: float, knocks_s: float | None = None, why: str = "", now: float,
+) -> Reading:  # fmt: skip
+    """`version` of the pre-shared key in force here (0: none), the one a handshake last proved, the peer's (None: not
+    known). Seconds: since the two differ, since the key was made, since it was set here; `within_s`: in which a
+    handshake must have proved it; `knocks_s`: since the peer's handshakes arrive and none succeeds. `why`: what is
+    known of why nothing was agreed.
+    """
+    if differs_s is not None and differs_s > DIFFER_S:
+        words = f"this end has {_version(version)} in force, the peer {_version(theirs or 0)}, {span(differs_s)} long"
+        return Reading(PSK, peer, Verdict.FAILED, now, words)
+    if knocks_s is not None and knocks_s > _KNOCKS_S:
+        words = f"{_version(version)} here; the peer's handshakes arrive, and none succeeds"
+        return Reading(PSK, peer, Verdict.DEGRADED, now, f"{words}: another key there, or no way back")
+    if not version:
+        words = f"no pre-shared key is agreed yet{': ' if why else ''}{why}"
+        return Reading(PSK, peer, Verdict.UNKNOWN, now, short(words))
+    words = f"{_version(version)}, {span(max(age_s, 0))} old"
+    if version == good:
+        return Reading(PSK, peer, Verdict.OK, now, f"{words}, proven by a handshake")
+    if set_s > within_s:
+        return Reading(PSK, peer, Verdict.FAILED, now, f"{words}, set {ago(set_s)}: no handshake was made with it")
+    if good:
+        return Reading(PSK, peer, Verdict.OK, now, f"{_version(good)} is proven; {words}, waits for a handshake")
+    return Reading(PSK, peer, Verdict.UNKNOWN, now, f"{words}, waits for a handshake")
+
+
+def _version(version: int) -> str:
+    return f"version {version}" if version else "none"
 
 
 def cipher(coordinator: str, strong: bytes | None, weak: Mapping[Suite, bytes | None], *, now: float) -> Reading:

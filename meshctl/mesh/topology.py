@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 
@@ -27,7 +28,7 @@ class Me:
 
 
 def desired(
-    mesh: MeshInfo, roster: Roster, me: Me, self_node: Node, psks: dict[NodeId, PresharedKey] | None = None
+    mesh: MeshInfo, roster: Roster, me: Me, self_node: Node, psks: Mapping[NodeId, PresharedKey] | None = None
 ) -> Interface:
     """The interface of `me` in a mesh of `roster`.
 

@@ -14,9 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from meshctl.agent.psk import LOOK_S as LATE_S
 from meshctl.agent.store import Store
 from meshctl.mesh import catalogue, limits, pacing, schedule
 from meshctl.mesh.catalogue import CATALOGUE
+from meshctl.mesh.judges import DIFFER_S
+from meshctl.mesh.psk import MARGIN_S
 from tests.attacks.scene import NAMES, STRANGER, STRANGER_AT, Scene
 from tests.harness.mesh import MESHCTL, READY_S, until
 from tests.netns.test_clock import moved
@@ -142,6 +145,28 @@ def _f4(s: Scene, name: str) -> str:
 
 
 # Chains run side by side, the faults of one after the other: so that each is alone on its nodes.
+def _lost_keys(s: Scene) -> float:
+    """As a machine without its state directory, and what is said of it does not arrive."""
+    node = s["b"]
+    until(lambda: node.peer("a")["psk"] and s["a"].peer("b")["psk"], READY_S, "the two have agreed")
+    node.stop()
+    Store(node.state).forget_bunches()
+    s.filter(node.ns, "inet deaf", input="udp dport 51871 @th,64,32 0x4d4b5131 drop")  # by their magic
+    node.up()
+    until(lambda: node.proves("a"), READY_S, "it is back")
+    return time.monotonic()
+
+
+def _found_keys(s: Scene) -> None:
+    """They agree anew; a handshake, which is due every two minutes, comes at once."""
+    node, peer = s["b"], s["a"]
+    s.unfilter(node.ns, "inet deaf")
+    until(lambda: node.peer("a")["psk"], READY_S, "they agree")
+    store, name = Store(node.state), Store(peer.state).identity().id
+    until(lambda: 0 < store.bunches()[name].set_at < time.time() - MARGIN_S - 1, READY_S, "a handshake counts")
+    s.wg("b", "peer", peer.key(), "remove")
+
+
 CHAINS: Final[tuple[tuple[Fault, ...], ...]] = (
     (
         Fault("peer's key swapped with wg set", catalogue.DRIFT, "a", "", INTERFACE_S,
@@ -155,6 +180,8 @@ CHAINS: Final[tuple[tuple[Fault, ...], ...]] = (
               lambda s: s.wg("b", "peer", s["g"].key(), "allowed-ips", "10.77.0.0/16,0.0.0.0/1")),
         Fault("clock of the node 40 s ahead", catalogue.CLOCK, "b", "", pair_s(catalogue.CLOCK),
               lambda s: s.restart("b", **moved(0) | {"FAKETIME": CLOCK_S}), lambda s: s.restart("b")),
+        Fault("pre-shared keys lost, and nothing heard of it", catalogue.PSK, "a", "b",
+              pair_s(catalogue.PSK, DIFFER_S + 2 * LOOK_S + LATE_S), _lost_keys, _found_keys),
     ),
     (
         Fault("wireguard-go killed", catalogue.DRIFT, "c", "", INTERFACE_S, _killed),

@@ -28,7 +28,7 @@ def done(request: pytest.FixtureRequest) -> Campaign:
 
 def test_every_row_of_the_catalogue_that_is_tried_with_every_sweep_has_a_fault() -> None:
     assert len(BY_NAME) == len(FAULTS)
-    assert {fault.code for fault in FAULTS} - {""} == {code for code, check in CATALOGUE.items() if not check.deep}
+    assert {fault.code for fault in FAULTS} >= {code for code, check in CATALOGUE.items() if not check.deep}
 
 
 def test_readme_tells_every_fault_and_its_promise() -> None:

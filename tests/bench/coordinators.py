@@ -30,7 +30,7 @@ from coordinator.records import NodeRecord
 from coordinator.registry import ADDRESSES, NAMES, NODES, Committed, Op, Put
 from meshctl.crypto import pki
 from meshctl.crypto.identity import Identity
-from meshctl.events import Unheard
+from meshctl.eventlog import Unheard
 from meshctl.mesh import addressing
 from meshctl.mesh.model import Candidate, Endpoint, NodeId, Origin
 from meshctl.mesh.token import JoinToken

@@ -31,7 +31,7 @@ from meshctl.agent.userspace import UserspaceWireGuard
 from meshctl.agent.witness import Witness
 from meshctl.config import AgentConfig
 from meshctl.crypto.identity import Identity
-from meshctl.events import Unheard
+from meshctl.eventlog import Unheard
 from meshctl.mesh import limits, topology
 from meshctl.mesh.model import Candidate, Endpoint, Node, Origin
 from meshctl.mesh.plan import AddPeer, SetListenPort, SetPrivateKey

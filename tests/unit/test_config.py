@@ -30,12 +30,12 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
 def test_every_setting_can_be_given_in_every_place(tmp_path: Path) -> None:
     given = {
         "state_dir": "/s", "interface": "i", "listen_port": 7, "endpoint": ["a:1"], "device": "kernel",
-        "health_listen": "",
+        "health_listen": "", "psk_renew_s": 60.0,
     }  # fmt: skip
     assert given.keys() == {f.name for f in fields(AgentConfig)}
     text = "".join(f"{k} = {v!r}\n" for k, v in given.items()).replace("'", '"')
     environment = {f"MESHCTL_{k.upper()}": ",".join(v) if isinstance(v, list) else str(v) for k, v in given.items()}
-    expected = AgentConfig(Path("/s"), "i", 7, ("a:1",), "kernel", "")
+    expected = AgentConfig(Path("/s"), "i", 7, ("a:1",), "kernel", "", 60.0)
     assert load({}, {}, written(tmp_path, text)) == expected
     assert load({}, environment, tmp_path / "none") == expected
     assert load(given, {}, tmp_path / "none") == expected
@@ -55,6 +55,10 @@ def test_file_named_in_the_environment_is_read(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", "cannot be read"),
         ('listen_port = "http"\n', "does not fit"),
         ("listen_port = 0\n", "not a UDP port"),
+        ("psk_renew_s = 1\n", "no period"),
+        ('psk_renew_s = "inf"\n', "no period"),
+        ('psk_renew_s = "nan"\n', "no period"),
+        ('psk_renew_s = "daily"\n', "does not fit"),
         ("listen_port = 65536\n", "not a UDP port"),
         ("state_dir = 5\n", "does not fit"),
         ("endpoint = 5\n", "does not fit"),

@@ -20,6 +20,7 @@ from meshctl.mesh.catalogue import (
     LAG,
     PATH,
     PATH_MTU,
+    PSK,
     ROTATION,
     ROUTE,
     Scope,
@@ -49,12 +50,39 @@ def healthy(*peers: NodeId, at: float = 100.0) -> list[Reading]:
     return [reading(code, subject, at=at) for code, subject in integrity.expected(peers)]
 
 
+def psk(version: int, good: int, theirs: int | None = None, **more: float | str | None) -> Reading:
+    usual: dict[str, object] = {"differs_s": None, "age_s": 60.0, "set_s": 20.0, "within_s": 205.0, "why": ""}
+    return judges.preshared(B, version, good, theirs, now=1.0, **usual | more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "words"),
+    [
+        (psk(3, 3, 3), OK, "version 3, 60 s old, proven by a handshake"),
+        (psk(4, 3, 4), OK, "version 3 is proven; version 4, 60 s old, waits for a handshake"),
+        (psk(1, 0, 1), UNKNOWN, "version 1, 60 s old, waits for a handshake"),
+        (psk(0, 0, None, why="it does not answer"), UNKNOWN, "no pre-shared key is agreed yet: it does not answer"),
+        (psk(4, 3, 3, differs_s=10.0), OK, "version 3 is proven"),
+        (psk(4, 3, 3, differs_s=16.0), FAILED, "this end has version 4 in force, the peer version 3, 16 s long"),
+        (psk(4, 4, 0, differs_s=16.0), FAILED, "the peer none"),
+        (psk(4, 3, 4, set_s=206.0), FAILED, "no handshake was made with it"),
+        (psk(4, 4, 4, knocks_s=59.0), OK, "proven by a handshake"),
+        (psk(4, 4, 4, knocks_s=61.0), DEGRADED, "the peer's handshakes arrive, and none succeeds"),
+        (psk(4, 4, 4, set_s=206.0), OK, "proven by a handshake"),
+    ],
+)
+def test_pre_shared_keys_are_judged_by_both_ends_and_a_handshake(found: Reading, verdict: Verdict, words: str) -> None:
+    """MESH-ENC-002 (NET-6)."""
+    assert (found.code, found.verdict) == (PSK, verdict)
+    assert words in found.evidence
+
+
 # ---- the catalogue ---------------------------------------------------------------------------------------------------
 
 
 def test_catalogue_is_whole_and_its_dependencies_exist_without_a_circle() -> None:
     shallow = {DRIFT, LAG, ROUTE, HANDSHAKE, PATH, IDENTITY, ROTATION, KEY, CLOCK, ASYMMETRY}
-    deep = {PATH_MTU, INTACT, CIPHER, *exams.CODES}
+    deep = {PATH_MTU, INTACT, CIPHER, PSK, *exams.CODES}
     assert set(CATALOGUE) == shallow | deep
     assert {code for code, check in CATALOGUE.items() if check.deep} == deep
 

@@ -35,7 +35,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     prober = Prober(Identity.generate(), lambda _: None, lambda *_: None)
     monkeypatch.setattr(prober, "echoes", lambda: {PEER: Echo(sent=16, received=15, rtt_s=0.01)})
     prober.drops[Drop.FORGED] = 1
-    health = Health(prober, monotonic=lambda: now)
+    health = Health(prober, lambda _: {"version": 2, "age_s": 60.0, "proven": True}, monotonic=lambda: now)
     health.expect({PEER: "gpu-1"})
     health.gaps = lambda _: (0.02, 0.03)
     readings = [Reading(*key, Verdict.FAILED, now, "seen") for key in integrity.expected((PEER,))]
