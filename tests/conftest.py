@@ -30,8 +30,7 @@ def _missing_for_vm() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what cannot run here, with the reason; what takes minutes comes last."""
-    items.sort(key=lambda item: item.get_closest_marker("late") is not None)
+    """Skip what cannot run here, with the reason."""
     for item in items:
         for mark, missing in (("root", _missing_for_root), ("vm", _missing_for_vm)):
             if item.get_closest_marker(mark) and (why := missing()):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.bench import quiet
 
-pytestmark = [pytest.mark.root, pytest.mark.late]
+pytestmark = pytest.mark.root
 MINUTES = 3.0
 
 
