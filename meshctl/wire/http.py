@@ -111,6 +111,7 @@ class Server:
             writer.transport.abort()
             return
         self._open.add(writer)
+        closed = False
         try:
             async with asyncio.timeout(_REQUEST_S):
                 answer = await self._answer(reader)
@@ -119,11 +120,13 @@ class Server:
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
+            closed = True
         except (TimeoutError, OSError, EOFError):
             pass
         finally:
             self._open.discard(writer)
-            writer.transport.abort()
+            if not closed:  # asyncio fails on a transport that has ended after a long answer
+                writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader) -> bytes:
         try:

@@ -58,6 +58,24 @@ async def exchange(where: int | Path, request: bytes) -> tuple[int, dict[str, st
     return int(first.split()[1]) if first else 0, dict(line.lower().split(": ", 1) for line in lines), body
 
 
+async def test_long_answers_end_without_a_word(tmp_path: Path) -> None:
+    """What is left of one when the socket is full decides how asyncio ends: so several sizes."""
+    troubles: list[object] = []
+    loop, size = asyncio.get_running_loop(), 0
+    loop.set_exception_handler(lambda _, context: troubles.append(context))
+    server = Server({"/status": lambda _: Response(200, bytes(size))})
+    await server.listen_unix(tmp_path / "http.sock")
+    for size in range(50_000, 900_000, 15_000):
+        code, _, body = await exchange(tmp_path / "http.sock", b"GET /status HTTP/1.1\r\n\r\n")
+        assert (code, len(body)) == (200, size)
+    await server.close()
+    async with asyncio.timeout(5):
+        while asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.sleep(0)
+    await asyncio.sleep(0)  # what a task ended with is told after its end
+    assert not troubles
+
+
 async def get(
     where: int | Path, target: str, headers: str = "", method: str = "GET"
 ) -> tuple[int, dict[str, str], bytes]:
