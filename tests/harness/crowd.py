@@ -15,15 +15,20 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import cast
 
 from meshctl.agent import join
 from meshctl.agent.book import Book
 from meshctl.agent.follow import Follower
 from meshctl.agent.join import Member
 from meshctl.agent.prober import Prober
+from meshctl.agent.psk import PresharedKeys
+from meshctl.agent.psk_exchange import Ports
+from meshctl.agent.reconcile import Outcome, Reconciler
 from meshctl.agent.sizing import Sizing
 from meshctl.agent.store import Store
 from meshctl.agent.tap import Tap
@@ -33,8 +38,9 @@ from meshctl.config import AgentConfig
 from meshctl.crypto.identity import Identity
 from meshctl.eventlog import Unheard
 from meshctl.mesh import limits, topology
-from meshctl.mesh.model import Candidate, Endpoint, Node, Origin
-from meshctl.mesh.plan import AddPeer, SetListenPort, SetPrivateKey
+from meshctl.mesh.keys import PresharedKey, PublicKey
+from meshctl.mesh.model import Candidate, Endpoint, Node, NodeId, Origin
+from meshctl.mesh.plan import AddPeer, SetListenPort, SetPrivateKey, UpdatePeer
 from meshctl.mesh.token import JoinToken
 from tests.harness.netns import unique
 
@@ -50,7 +56,7 @@ class Peer:
     identity: Identity
     member: Member
     wireguard: UserspaceWireGuard
-    prober: Prober
+    loops: tuple[Prober, Setter, PresharedKeys]
 
 
 class OwnTap(Tap):
@@ -59,6 +65,33 @@ class OwnTap(Tap):
     def _framed(self, packet: bytes, address: tuple[str, int, int, int, bytes]) -> None:
         if not address[0].startswith(self._interface.rstrip("0123456789")):
             super()._framed(packet, address)
+
+
+class Setter:
+    """Sets the pre-shared key of the only peer; for who asks, this is a reconciler."""
+
+    def __init__(self, wireguard: UserspaceWireGuard, other: Callable[[], Node | None]) -> None:
+        self.outcome = Outcome(revision=1)
+        self.wake, self.passed = asyncio.Event(), asyncio.Event()
+        self.keys: Callable[[], Mapping[NodeId, PresharedKey]] = dict
+        self._wireguard, self._other = wireguard, other
+        self._held: PresharedKey | None = None
+
+    def holds(self, _: PublicKey, psk: PresharedKey | None) -> bool:
+        return self._held == psk
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            if other := self._other():
+                wanted = self.keys().get(other.id)
+                step = UpdatePeer(topology.peer(other, psk=wanted), ("preshared_key",))
+                await self._wireguard.configure((step,))
+                self._held = wanted
+            self.passed.set()
+            self.passed.clear()
 
 
 class Crowd:
@@ -91,7 +124,11 @@ class Crowd:
         prober = Prober(identity, lambda _: self._seen, lambda *_: None, self._serves)
         Sizing(prober, identity.id, lambda: limits.MIN_MTU_BYTES, lambda _: 0)
         Witness(prober, OwnTap(interface, port, lambda: member.mesh.prefixes), identity.id, lambda _: self._seen)
-        self.peers.append(Peer(number, identity, member, wireguard, prober))
+        setter, psks = Setter(wireguard, lambda: self.other), PresharedKeys(identity.id, store, config.psk_renew_s)
+        others = lambda: [self.other] if self.other else []  # noqa: E731
+        psks.connect(Ports(store, prober, cast("Reconciler", setter), others, lambda: member.mesh, Unheard()))
+        setter.keys = lambda: psks.keys
+        self.peers.append(Peer(number, identity, member, wireguard, (prober, setter, psks)))
 
     @property
     def _seen(self) -> Endpoint | None:
@@ -108,7 +145,7 @@ class Crowd:
             roster, ours = book.roster, {peer.identity.id for peer in self.peers}
             self.other = next((node for node in roster.nodes.values() if node.id not in ours), None)
             for peer in self.peers:
-                peer.prober.update(roster.nodes.get(peer.identity.id, peer.member.node), roster)
+                peer.loops[0].update(roster.nodes.get(peer.identity.id, peer.member.node), roster)
             if self.other:
                 self._met.set()
 
@@ -144,7 +181,8 @@ async def main(directory: Path, count: int, address: str, token: JoinToken) -> N
         group.create_task(crowd.follow(Book(crowd.peers[0].member.mesh.id)))
         group.create_task(crowd.meet())
         for peer in crowd.peers:
-            group.create_task(peer.prober.run())
+            for loop in peer.loops:
+                group.create_task(loop.run())
 
 
 if __name__ == "__main__":
