@@ -34,9 +34,10 @@ from coordinator.tls import Credentials
 from meshctl.crypto import pki
 from meshctl.errors import EnvironmentFault
 
-__all__ = ["Credentials", "Figures", "Front", "PeerIdentity", "Why", "grpc_server_options", "peer_identity"]
+__all__ = ["Credentials", "Figures", "Front", "PeerIdentity", "Why", "peer_identity"]
 
-TICK_S: Final = 0.1
+TICK_S: Final = 0.1  # while somebody's time is running
+QUIET_TICK_S: Final = 1.0  # else: only certificates end. Ten ticks a second cost 0.1 % of a core (measured)
 HANDSHAKES: Final = 64  # in flight: 5,000 clients at once took 9 s and none failed (measured)
 WAITING_MANY: Final = HANDSHAKES  # more than a whole round of them waits: time to be strict
 STRICT_HANDSHAKE_S: Final = 0.5  # a round trip to the other side of the planet; who stalls longer tries again
@@ -54,7 +55,6 @@ BACKLOG: Final = 4096  # the kernel's somaxconn; asyncio's 100 made 5,000 connec
 READ_BUFFER_BYTES: Final = 64 * 1024  # one for all connections: asyncio's own TLS keeps 256 kB for each
 DESCRIPTORS_RESERVED: Final = 128  # etcd, logs, the audit's segments, listening sockets
 DESCRIPTORS_PER_CONNECTION: Final = 3  # client, our end and grpc's end of the unix socket
-PENDING_REQUESTS: Final = 20_000  # grpc cancels streams of a connect storm by default
 PATIENCE: Final[dict[Phase, tuple[float, Why]]] = {  # seconds in a phase, and what it is called when they are over
     Phase.HELLO: (3.0, Why.SILENT),
     Phase.HANDSHAKE: (3.0, Why.SLOW),
@@ -62,18 +62,6 @@ PATIENCE: Final[dict[Phase, tuple[float, Why]]] = {  # seconds in a phase, and w
     Phase.RELAY: (30.0, Why.TOO_LONG),  # anonymous clients only: a join takes 12 ms, attestation some seconds
     Phase.CLOSING: (5.0, Why.STUCK),
 }
-
-
-def grpc_server_options() -> list[tuple[str, int]]:
-    """Options for the grpc.aio server behind the front; message sizes are the services' business."""
-    return [
-        ("grpc.server.max_pending_requests", PENDING_REQUESTS),
-        ("grpc.server.max_pending_requests_hard_limit", PENDING_REQUESTS),
-        ("grpc.server_max_unrequested_time_in_server", 300),  # seconds; 30 by default, too short in a storm
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # or a client's keepalive earns it a GOAWAY
-        ("grpc.max_concurrent_streams", 64),  # an agent needs three
-        ("grpc.http2.bdp_probe", 0),  # pings to measure bandwidth, one per report: reports are small
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +159,7 @@ class Front:
         self._soonest = float("inf")  # no certificate of a live connection ends before
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._quiet = False  # nobody's time is running: the timer is slow
         self._stopping = False
         self._emptied = asyncio.Event()
         self._gathered: list[Connection] = []
@@ -198,7 +187,7 @@ class Front:
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._capacity = max(1, (descriptors - DESCRIPTORS_RESERVED) // DESCRIPTORS_PER_CONNECTION)
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(TICK_S, self._tick)
+        self._wind()
         for host, port in addresses:
             try:
                 make = functools.partial(Connection, self)
@@ -282,6 +271,8 @@ class Front:
             self._call_next()
         if phase in PATIENCE and not (phase is Phase.RELAY and connection.client.uri):
             self._timed.add(connection)
+            if self._quiet:
+                self._wind()
         else:
             self._timed.discard(connection)
 
@@ -372,8 +363,16 @@ class Front:
             connection.start(self._context)
             self._call_next()
 
+    def _wind(self) -> None:
+        """A quick timer is never set anew: whoever comes again and again does not keep it from running out."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._quiet = not self._timed
+        wait = QUIET_TICK_S if self._quiet else TICK_S
+        self._timer = asyncio.get_running_loop().call_later(wait, self._tick)
+
     def _tick(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self._wind()
         self.ticks += 1
         strict = len(self._line) > WAITING_MANY
         strict_s = max(STRICT_HANDSHAKE_S, SLOWER_THAN_OTHERS * self._usual_s)

@@ -104,18 +104,13 @@ class Herald:
         return revision
 
     def beat(self) -> Beat:
-        """What we say of ourselves now. Nodes are counted only when one of them, or the map, has moved: at 5,000 that
-        takes 1 % of a core each second.
+        """What we say of ourselves now. It is counted only when a node, or the map, has moved (each acknowledgement is
+        such a move): at 5,000 that takes 1 % of a core each second.
         """
         stand = self._feed.revision, self._presence.version
         if self._counted is None or self._counted_at != stand:
             self._counted, self._counted_at = self._count(), stand
-        return replace(
-            self._counted,
-            p50=round(self._convergence.quantile(0.5), 4),
-            p99=round(self._convergence.quantile(0.99), 4),
-            samples=self._convergence.samples,
-        )
+        return self._counted
 
     def _count(self) -> Beat:
         revision, connected = self._feed.revision, dict(self._presence.connected())
@@ -136,6 +131,9 @@ class Herald:
             laggards=dict(sorted(behind.items())[:NAMED]),
             differ=tuple(sorted(differ)[:NAMED]),
             releases=dict(Counter(held.release for held in members.values()).most_common(8)),
+            p50=round(self._convergence.quantile(0.5), 4),
+            p99=round(self._convergence.quantile(0.99), 4),
+            samples=self._convergence.samples,
         )
 
     def _rolls(self, wanted: set[str]) -> dict[str, Roll]:

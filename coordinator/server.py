@@ -18,6 +18,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from coordinator import founding, heap, upkeep
+from coordinator.backend import grpc_server_options
 from coordinator.config import CoordinatorConfig
 from coordinator.embedded import EmbeddedEtcd
 from coordinator.enrol import Authority, Enrolment
@@ -25,7 +26,7 @@ from coordinator.etcd import EtcdAddress, EtcdRegistry
 from coordinator.feed import Feed
 from coordinator.fellowship import Fellowship, fellowship
 from coordinator.fleet import Beat
-from coordinator.front import Front, grpc_server_options
+from coordinator.front import Front
 from coordinator.health import serve_health
 from coordinator.keyring import FileKek, Kek, Keyring, PassphraseKek, SealedRegistry
 from coordinator.members import Members

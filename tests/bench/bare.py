@@ -3,7 +3,7 @@
     python -m tests.bench.bare grpc|plain PORT DIRECTORY    then `change` per line of standard input
 
 The gRPC server speaks the coordinator's frames, so the very same agents follow it; both are tuned as the coordinator is
-(uvloop, a frozen heap). What differs is what the coordinator adds.
+(uvloop, a frozen heap; its poller comes with the environment of fanout.py). What differs is what the coordinator adds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import grpc
 import uvloop
 
-from coordinator.front import grpc_server_options
+from coordinator.backend import grpc_server_options
 from meshctl.crypto import pki
 from meshctl.crypto.identity import Identity
 from meshctl.mesh.journal import Journal

@@ -320,6 +320,30 @@ async def test_connection_is_cut_when_its_certificate_ends(stack: Stack) -> None
         await until(lambda: stack.front.connections.cut[Why.EXPIRED] == 2)
 
 
+async def test_strangers_who_come_and_go_do_not_keep_an_ended_certificate_alive(stack: Stack) -> None:
+    async def come_and_go() -> None:
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
+            writer.write(b"no TLS")
+            with contextlib.suppress(OSError):
+                await reader.read()
+            writer.close()
+
+    async with stack.channel(stack.mesh.node(life_s=3600)) as channel:
+        stream = channel.unary_stream("/test/Watch")(b"")
+        await stream.read()
+        strangers = asyncio.ensure_future(come_and_go())
+        try:
+            stack.offset_s = 3601
+            with pytest.raises(grpc.aio.AioRpcError):
+                await asyncio.wait_for(stream.read(), 2)
+            assert stack.front.connections.cut == {Why.EXPIRED: 1}
+            assert stack.front.connections.refused[Why.MALFORMED] > 1
+        finally:
+            strangers.cancel()
+            await asyncio.gather(strangers, return_exceptions=True)
+
+
 async def test_one_identity_keeps_its_newest_connections(stack: Stack) -> None:
     node, held = stack.mesh.node(), []
     for index in range(front_module.PER_IDENTITY + 2):

@@ -18,7 +18,8 @@ import grpc
 import pytest
 
 from coordinator import tls as server_tls
-from coordinator.front import Front, Why, grpc_server_options, peer_identity
+from coordinator.backend import grpc_server_options
+from coordinator.front import Front, Why, peer_identity
 from meshctl.errors import TrustError
 from tests.harness import tls
 
