@@ -109,7 +109,7 @@ def track(
     known = {(f.code, f.subject): f for f in findings}
     kept, opened, closed = [], [], []
     for row in rows:
-        finding = known.pop((row.code, row.subject), None)
+        finding = known.pop(row[:2], None) if known else None
         if row.verdict is Verdict.OK:
             if finding is not None and finding.opened_at is not None:
                 closed.append(replace(finding, at=now, evidence=row.evidence))
@@ -133,16 +133,18 @@ def overall(rows: Iterable[Row]) -> Verdict:
     node among a thousand would stand at unknown for a day.
     """
     rows = tuple(rows)
+    rest = [row for row in rows if row.verdict is not Verdict.OK]
+    if not rest:
+        return Verdict.OK
     paths = [row for row in rows if row.code == PATH]
-    silent = Verdict.OK, Verdict.UNKNOWN
-    bad = [row for row in rows if row.verdict not in silent]
+    bad = [row for row in rest if row.verdict is not Verdict.UNKNOWN]
     if any(row.verdict is Verdict.FAILED and CATALOGUE[row.code].severity is Severity.CRITICAL for row in bad):
         return Verdict.FAILED
     if paths and all(row.verdict is Verdict.FAILED or row.because for row in paths):
         return Verdict.FAILED
     if bad:
         return Verdict.DEGRADED
-    tested = all(row.verdict is Verdict.OK or CATALOGUE[row.code].deep for row in rows)
+    tested = all(CATALOGUE[row.code].deep for row in rest)
     return Verdict.OK if tested else Verdict.UNKNOWN
 
 
