@@ -18,7 +18,7 @@ from meshctl.mesh.catalogue import CATALOGUE, CIPHER
 from meshctl.mesh.hello import ANSWER_BYTES, RANDOM_BYTES, WEAK, Suite, client_hello
 from meshctl.mesh.integrity import Reading
 
-LOOK_EVERY_S: Final = 2.0  # for another coordinator
+LOOK_EVERY_S: Final = 10.0  # for another coordinator
 AGAIN_S: Final = 60.0  # after a try that said nothing
 ANSWER_WITHIN_S: Final = 5.0
 

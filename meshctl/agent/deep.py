@@ -20,7 +20,7 @@ from meshctl.mesh.integrity import Key, Reading
 from meshctl.mesh.model import Node, NodeId
 from meshctl.mesh.spans import short
 
-LOOK_EVERY_S: Final = 1.0  # for who is new
+LOOK_EVERY_S: Final = 2.0  # for who is new
 AGAIN_EVERY_S: Final = 10.0  # one of the peers with which something is wrong
 WITHIN_S: Final = 30.0  # for one experiment with one peer
 _ASKED_MOST: Final = 64  # one at a time is tried: more are in their turn before that
