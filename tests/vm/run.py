@@ -156,8 +156,9 @@ def main() -> int:
             "-m", "2G", "-smp", str(min(os.cpu_count() or 1, 2)), "-accel", "tcg,thread=multi", "-cpu", "max",
             "-nographic", "-no-reboot", "-nic", "none",
         ]  # fmt: skip
+        with_us = ("setpriv", "--pdeathsig", "KILL")  # an interrupted suite kills us, and nobody would end the machine
         machine = subprocess.Popen(
-            ["timeout", str(TIME_LIMIT_S), *command],
+            [*with_us, "timeout", str(TIME_LIMIT_S), *with_us, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
