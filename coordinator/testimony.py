@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import msgspec
@@ -21,12 +22,10 @@ from meshctl.mesh.model import NodeId, node_id
 LINE_BYTES: Final = 64 * 1024  # ours are under 2 kB
 
 
-@happening("node-finding.opened", Outcome.FAILURE)
-class NodeFindingOpened(Event):
-    """A node told a coordinator, signed by its device key, what it found, or that the verdict of it is another now.
-
-    The fields are those of mesh/evidence.py, times in unix milliseconds; keys and signatures are base64. With them the
-    line verifies by itself: the node's id is the hash of `device_key`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NodeFinding(Event):
+    """The fields of mesh/evidence.py, times in unix milliseconds; keys and signatures are base64. With them the line
+    verifies by itself: the node's id is the hash of `device_key`.
     """
 
     mesh: str
@@ -42,21 +41,14 @@ class NodeFindingOpened(Event):
     signature: str
 
 
-@happening("node-finding.closed")
-class NodeFindingClosed(Event):
-    """The same of what is over."""
+@happening("node-finding.opened", Outcome.FAILURE)
+class NodeFindingOpened(_NodeFinding):
+    """A node told a coordinator, signed by its device key, what it found, or that the verdict of it is another now."""
 
-    mesh: str
-    node: NodeId
-    number: int
-    code: str
-    subject: str
-    verdict: str
-    since_ms: int
-    at_ms: int
-    evidence: str
-    device_key: str
-    signature: str
+
+@happening("node-finding.closed")
+class NodeFindingClosed(_NodeFinding):
+    """The same of what is over."""
 
 
 @happening("node-finding.dropped", Outcome.FAILURE)
@@ -88,20 +80,9 @@ _KINDS: Final = {kind.kind: kind for kind in (NodeFindingOpened, NodeFindingClos
 def event_of(claim: Claim, device_key: bytes, signature: bytes) -> NodeFindingOpened | NodeFindingClosed:
     """The event that `audit` reads again."""
     kind = NodeFindingClosed if claim.closed else NodeFindingOpened
-    return kind(
-        actor=f"node:{claim.node}",
-        mesh=claim.mesh,
-        node=claim.node,
-        number=claim.number,
-        code=claim.code,
-        subject=claim.subject,
-        verdict=claim.verdict,
-        since_ms=claim.since_ms,
-        at_ms=claim.at_ms,
-        evidence=claim.evidence,
-        device_key=base64.b64encode(device_key).decode(),
-        signature=base64.b64encode(signature).decode(),
-    )
+    signed = {one.name: getattr(claim, one.name) for one in fields(claim) if one.name != "closed"}
+    key, proof = (base64.b64encode(raw).decode() for raw in (device_key, signature))
+    return kind(actor=f"node:{claim.node}", device_key=key, signature=proof, **signed)
 
 
 class _Line(msgspec.Struct):

@@ -19,7 +19,6 @@ from meshctl.agent.store import Store
 from meshctl.mesh import catalogue, limits, pacing, schedule
 from meshctl.mesh.catalogue import CATALOGUE
 from meshctl.mesh.judges import DIFFER_S
-from meshctl.mesh.psk import MARGIN_S
 from tests.attacks.scene import NAMES, STRANGER, STRANGER_AT, Scene
 from tests.harness.mesh import MESHCTL, READY_S, until
 from tests.netns.test_clock import moved
@@ -162,8 +161,7 @@ def _found_keys(s: Scene) -> None:
     node, peer = s["b"], s["a"]
     s.unfilter(node.ns, "inet deaf")
     until(lambda: node.peer("a")["psk"], READY_S, "they agree")
-    store, name = Store(node.state), Store(peer.state).identity().id
-    until(lambda: 0 < store.bunches()[name].set_at < time.time() - MARGIN_S - 1, READY_S, "a handshake counts")
+    until(lambda: node.is_ripe(peer) and peer.is_ripe(node), READY_S, "a handshake counts at both ends")
     s.wg("b", "peer", peer.key(), "remove")
 
 

@@ -23,10 +23,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from coordinator.cli.local import call
+from meshctl.agent.store import Store
 from meshctl.cli import local
 from meshctl.config import AgentConfig
 from meshctl.errors import MeshError
 from meshctl.mesh.admission import Token
+from meshctl.mesh.psk import MARGIN_S
 from meshctl.wire import operator, turns
 from tests.harness.netns import Namespace, unique
 
@@ -243,6 +245,11 @@ class Node(Machine):
     def peer(self, name: str) -> dict[str, Any]:
         """What the agent says of one peer; empty when it does not know it."""
         return next((peer for peer in self.status().get("peers", []) if peer["name"] == name), {})
+
+    def is_ripe(self, peer: Node) -> bool:
+        """Whether the pre-shared key with this peer was set long enough ago here for a handshake to count."""
+        held = Store(self.state).bunches().get(Store(peer.state).identity().id)
+        return held is not None and 0 < held.set_at < time.time() - MARGIN_S - 1
 
     def proves(self, *names: str, younger_than_s: float = 4.0) -> bool:
         """Whether echoes to all of these were answered just now."""

@@ -67,7 +67,8 @@ class Mesh:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, keys.id)])
         builder = x509.CertificateBuilder().subject_name(subject).issuer_name(ca.subject).serial_number(1)
         builder = builder.public_key(keys.device.public_key())
-        builder = builder.not_valid_before(now).not_valid_after(now + dt.timedelta(hours=1))
+        hour = dt.timedelta(hours=1)  # before, too: the clock that OpenSSL asks lags by milliseconds
+        builder = builder.not_valid_before(now - hour).not_valid_after(now + hour)
         names = [x509.UniformResourceIdentifier(uri) for uri in uris]
         for extension in (
             x509.SubjectAlternativeName(names),

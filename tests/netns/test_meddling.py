@@ -33,7 +33,13 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     with Lab() as lab:
-        yield Scene(*lab.members("a", "b", "c"))
+        made = Scene(*lab.members("a", "b", "c"))
+        until(lambda: "(none)" not in preshared(made.a), READY_S, "all pairs have agreed: that is not to happen later")
+        yield made
+
+
+def preshared(node: Node) -> str:
+    return node.run("wg", "show", node.interface, "preshared-keys").stdout
 
 
 def held(node: Node) -> tuple[object, ...]:
@@ -54,8 +60,7 @@ def held(node: Node) -> tuple[object, ...]:
         node.run("wg", "show", node.interface, "private-key").stdout,
         node.run("wg", "show", node.interface, "listen-port").stdout,
     )
-    psks = node.run("wg", "show", node.interface, "preshared-keys").stdout
-    return addresses, up, routes, rules, peers, wire, psks
+    return addresses, up, routes, rules, peers, wire, preshared(node)
 
 
 Meddle = Callable[[Scene], tuple[str, ...]]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import gzip
 import signal
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,6 @@ import pytest
 from meshctl.agent.store import Store
 from meshctl.mesh.catalogue import PSK
 from meshctl.mesh.probe import raw_id
-from meshctl.mesh.psk import MARGIN_S
 from tests.harness.mesh import PATIENCE, READY_S, Lab, Node, until
 
 pytestmark = pytest.mark.root
@@ -76,14 +74,13 @@ def row(node: Node, peer: Node) -> dict[str, Any]:
     return next((row for row in rows if (row["code"], row["name"]) == (PSK, peer.name)), {"verdict": None})
 
 
-def ripen(node: Node, peer: Node) -> None:
-    """The key was set long enough ago for a handshake to count."""
-    store, name = Store(node.state), Store(peer.state).identity().id
-    until(lambda: 0 < store.bunches()[name].set_at < time.time() - MARGIN_S - 1, 20, "the margin passes")
+def ripen(a: Node, b: Node) -> None:
+    """Both ends set the key long enough ago."""
+    until(lambda: a.is_ripe(b) and b.is_ripe(a), 20, "the margin passes")
 
 
 def end_session(node: Node, peer: Node) -> None:
-    """A handshake follows."""
+    """A handshake follows, late enough to count at both ends."""
     ripen(node, peer)
     node.run("wg", "set", node.interface, "peer", peer.key(), "remove")
 

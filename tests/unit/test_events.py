@@ -30,7 +30,7 @@ from meshctl.mesh.model import Endpoint
 
 TYPES = {item for kinds in (events, testimony) for item in vars(kinds).values() if isinstance(item, type)}
 CLASSES = sorted(
-    (cls for cls in TYPES if issubclass(cls, events.Event) and cls is not events.Event), key=lambda cls: cls.__name__
+    (cls for cls in TYPES if issubclass(cls, events.Event) and cls.kind), key=lambda cls: cls.__name__
 )
 SAFE = {str, int, float, bool, type(None), PublicKey, Endpoint, IPv4Address, IPv6Address, *eventlog.ADDRESSES}
 SECRET = bytes(range(100, 132))
