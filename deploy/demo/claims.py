@@ -88,6 +88,18 @@ class Demo:
             "; ".join(answers),
         )
 
+    def pairs_agree(self) -> None:
+        """On a key of their own, in the tunnel. `wg` shows it; nobody else does."""
+        until("all pairs have a pre-shared key", lambda: len(self.preshared()) == 12)
+        held = self.preshared()
+        agreed = sum(held.count(key) == 2 for key in set(held))
+        words = f"{agreed} of 6 keys, each in two kernels"
+        show.claim("every pair has agreed on a post-quantum pre-shared key (ML-KEM-768)", agreed == 6, words)
+
+    def preshared(self) -> list[str]:
+        shown = (within(node.space, "wg", "show", node.space, "preshared-keys").stdout.split() for node in NODES)
+        return [key for words in shown for key in words[1::2] if key != "(none)"]
+
     def coordinator_dies(self) -> None:
         """kill -9 under traffic on every pair, and a restart. The bare underlay carries the same as a control."""
         show.note(f"a program that knows nothing of the mesh sends {RATE} packets/s on every pair, both ways, and the")
@@ -299,7 +311,7 @@ class Demo:
         """Every secret of the demo in each of its spellings, searched in all logs and in all that etcd has written."""
         private = [within(node.space, "wg", "show", node.space, "private-key").stdout for node in NODES]
         kek = (ROOT / "coordinator/kek").read_text()
-        raw = [*map(base64.b64decode, (kek, *private)), *map(secret, self.tokens)]
+        raw = [*map(base64.b64decode, (kek, *private, *self.preshared())), *map(secret, self.tokens)]
         secrets = {text.encode() for text in self.tokens} | {one for key in raw for one in spellings(key)}
         told = {text.encode() for node in NODES for text in (node.name, node.address, self.address[node])}
         logs, store = read(ROOT, ".log", ".jsonl"), read(ROOT / "coordinator/etcd/etcd", ".snap", ".wal", "db")

@@ -37,8 +37,9 @@ def play(keep: bool) -> int:
     show.note("provider B  203.0.113.0/24    gpu-b1 .11, gpu-b2 .12        each a network namespace of its own")
     demo = Demo()
     for phase in (
-        demo.coordinator_starts, demo.four_nodes_join, demo.weak_ciphers_are_refused, demo.coordinator_dies,
-        demo.keys_rotate, demo.hands_that_are_not_ours, demo.a_node_is_revoked, demo.what_is_written_down,
+        demo.coordinator_starts, demo.four_nodes_join, demo.weak_ciphers_are_refused, demo.pairs_agree,
+        demo.coordinator_dies, demo.keys_rotate, demo.hands_that_are_not_ours, demo.a_node_is_revoked,
+        demo.what_is_written_down,
     ):  # fmt: skip
         title = phase.__name__.replace("_", " ").capitalize()
         show.heading(title)
