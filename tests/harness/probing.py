@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest_asyncio
@@ -143,6 +143,16 @@ class Attacker:
 
     def send(self, datagram: bytes, to: Member) -> None:
         self.socks[0].sendto(datagram, (str(to.node.address4), limits.PROBE_PORT))
+
+    async def flood(self, to: Member, magic: bytes, sizes: Sequence[int]) -> None:
+        """2,000 pieces of garbage under this magic; the loop turns in between, and they are counted."""
+        for turn in range(400):
+            for size in sizes:
+                self.send(magic + secrets.token_bytes(size), to)
+            if turn % 20 == 0:
+                await asyncio.sleep(0)
+        await until(lambda: sum(to.prober.drops.values()) >= 100, "they are counted")
+        assert set(to.prober.drops) <= {Drop.MALFORMED, Drop.STRANGER, Drop.MISDIRECTED}
 
     async def receive(self) -> bytes:
         await until(lambda: not self.is_silent(), "nothing came")
