@@ -111,13 +111,13 @@ class Prober:
                 self._ping(pair, now)
 
     def echo(self, node: NodeId) -> Echo:
-        """Statistics of one peer; empty for a node that is no peer."""
+        """Statistics of one peer, which go on being counted; empty for a node that is no peer."""
         pair = self._pairs.get(node)
-        return pair.tally.echo if pair else Echo()
+        return pair.echo if pair else Echo()
 
     def echoes(self) -> dict[NodeId, Echo]:
         """Statistics of every peer."""
-        return {node: pair.tally.echo for node, pair in self._pairs.items()}
+        return {node: pair.echo for node, pair in self._pairs.items()}
 
     def is_proven(self, node: NodeId) -> bool:
         """Whether both directions were proven within the last coverage period."""
@@ -189,7 +189,7 @@ class Prober:
                         due, patience = now + patience, min(2 * patience, _PATIENCE_MAX_S)
                     await _set_within(self._proof, _TICK_S)
                     for pair in self._pairs.values():
-                        ok_at = pair.tally.echo.last_ok_at
+                        ok_at = pair.echo.last_ok_at
                         if ok_at is not None and ok_at >= start and node in (None, pair.id):
                             return pair.id
         except TimeoutError:
@@ -280,8 +280,8 @@ class Prober:
 
     @staticmethod
     def _wants_more(pair: Pair, overdue: float) -> bool:
-        tested_at = pair.tally.echo.tested_at
-        return tested_at is None or pair.tally.is_suspect or max(pair.asked_at, tested_at) < overdue
+        tested_at = pair.echo.tested_at
+        return tested_at is None or pair.echo.is_suspect or max(pair.asked_at, tested_at) < overdue
 
     def _ping(self, pair: Pair, now: float) -> None:
         families = _FAMILIES if self._round % 2 else _FAMILIES[::-1]
@@ -293,8 +293,9 @@ class Prober:
         pair.sequence = (pair.sequence + 1) & 0xFFFFFFFF
         seen, turn = self._endpoint_of(pair.id), self._round & 0xFFFFFFFF
         ping = Packet(
-            Kind.PING, self._raw, pair.raw, pair.sequence, turn, clock_ns, pair.heard_ns, seen, pair.holds, pair.span_us
-        )
+            Kind.PING, self._raw, pair.raw, pair.sequence, turn, clock_ns, pair.heard_ns, *pair.place(seen),
+            pair.holds, pair.span_us,
+        )  # fmt: skip
         pair.sent_ns, pair.waiting = clock_ns, pair.waiting + 1
         self._pending[pair.raw, pair.sequence] = _Sent(pair, now, clock_ns)
         address = pair.addresses[sock.family == socket.AF_INET6]
@@ -307,10 +308,10 @@ class Prober:
             self.drops[found] += 1
             return
         packet, pair, key = found
-        before = pair.tally.echo.last_ok_at
-        if packet.kind is Kind.PING:
+        before = pair.echo.last_ok_at
+        if packet.kind == Kind.PING:
             answer = reply(packet, pair, key, self._endpoint_of(pair.id), clock_ns=self._wall_ns(), now=now)
-        elif packet.kind is Kind.GO:
+        elif packet.kind == Kind.GO:
             answer = pair.gate.admit(packet.sequence, now=now) or b""
             if answer == b"":
                 self.on_go(pair.id, packet.serial, packet.span_us / 1e6)
@@ -322,9 +323,11 @@ class Prober:
         if answer:
             self.replies += self._send(sock, answer, source)
         self.received += 1
-        if packet.endpoint and pair.tally.saw(packet.endpoint):
-            self._on_seen(pair.id, packet.endpoint)
-        if pair.tally.echo.last_ok_at != before:
+        seen = packet.endpoint  # mostly the very object of the last time
+        if seen is not pair.echo.seen and seen is not None and seen != pair.echo.seen:
+            pair.echo.seen = seen
+            self._on_seen(pair.id, seen)
+        if pair.echo.last_ok_at != before:
             self._proof.set()
 
     def _pong(self, packet: Packet, pair: Pair, now: float) -> bytes | Drop:
@@ -338,7 +341,7 @@ class Prober:
         del self._pending[packet.sender, packet.sequence]
         pair.waiting -= 1
         pair.heard_ns = packet.clock_ns
-        pair.tally.answered(rtt, (packet.clock_ns - asked.clock_ns) / 1e9 - rtt / 2, now=now)
+        pair.echo.answered(rtt, (packet.clock_ns - asked.clock_ns) / 1e9 - rtt / 2, now=now)
         return b""
 
     def expire(self, now: float) -> None:
@@ -347,8 +350,8 @@ class Prober:
         for key, asked in late:
             del self._pending[key]
             asked.pair.waiting -= 1
-            asked.pair.tally.lost(asked.at, now=now)
-            if asked.pair.tally.echo.missed == probe.DOWN_AFTER:
+            asked.pair.echo.lost(asked.at, now=now)
+            if asked.pair.echo.missed == probe.DOWN_AFTER:
                 self.on_down()
 
     # ---- small helpers -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from meshctl.crypto.probe import PairKey
 from meshctl.errors import ProtocolError, TrustError
 from meshctl.mesh import probe
 from meshctl.mesh.model import Endpoint, Node
-from meshctl.mesh.probe import Kind, Packet, Tally
+from meshctl.mesh.probe import Echo, Kind, Packet, Place
 
 _REPLIES_PER_S: Final = 10.0  # a peer's schedule asks once in 2 s; a join or a proof asks four times a second
 _REPLIES_BURST: Final = 20.0
@@ -79,8 +79,9 @@ class Pair:
     """One peer as its packets see it. Its key is derived when first needed, from both statements."""
 
     __slots__ = (
-        "_before", "_before_until", "_bound", "_derive", "_key", "addresses", "agreed_at", "asked_at", "gate",
-        "heard_ns", "held", "holds", "id", "raw", "sent_ns", "sequence", "span_us", "tally", "their_span_us", "waiting",
+        "_before", "_before_until", "_bound", "_derive", "_key", "_place", "_seen", "addresses", "agreed_at",
+        "asked_at", "echo", "gate", "heard_ns", "held", "holds", "id", "raw", "sent_ns", "sequence", "span_us",
+        "their_span_us", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -95,7 +96,7 @@ class Pair:
         self.sent_ns = 0  # clock in the last packet to the peer
         self.waiting = 0  # pings without a verdict
         self.asked_at = now
-        self.gate, self.tally = Gate(), Tally()
+        self.gate, self.echo = Gate(), Echo()
         self.held = 0  # highest serial of our statements that the peer says it holds
         self.span_us = self.their_span_us = 0  # how long each end stood still when the other's key changed
         self.agreed_at: float | None = None  # last packet whose tag is bound to the statements now in force
@@ -104,6 +105,8 @@ class Pair:
         self._before_until = float("-inf")
         self._derive: Callable[[], PairKey] | None = derive
         self._key: PairKey | None = None
+        self._seen: Endpoint | None = None
+        self._place: Place = probe.NOWHERE
         self.become(node, derive, bound, now=now)
 
     def __repr__(self) -> str:
@@ -121,13 +124,19 @@ class Pair:
 
     def key_of(self, datagram: bytes, *, now: float) -> PairKey | None:
         """Which of our keys its tag was made with: the one in force or, for a while, the one before."""
-        key = self.key
+        key = self._key or self.key
         if key is not None and key.is_genuine(datagram):
             self.agreed_at = now
             return key
         if self._before is not None and now < self._before_until and self._before.is_genuine(datagram):
             return self._before
         return None
+
+    def place(self, endpoint: Endpoint | None) -> Place:
+        """Where our WireGuard sees the peer, as packets carry it: made anew when it has moved."""
+        if endpoint is not self._seen:
+            self._seen, self._place = endpoint, probe.place(endpoint)
+        return self._place
 
     @property
     def key(self) -> PairKey | None:
@@ -166,9 +175,9 @@ def authenticate(
         return pair
     key = pair.key_of(datagram, now=now)
     if key is None:
-        pair.tally.forged(now=now)
+        pair.echo.was_forged(now=now)
         return Drop.FORGED
-    if packet.kind is not Kind.GO:
+    if packet.kind != Kind.GO:
         pair.held = max(pair.held, packet.serial)
         if pair.agreed_at == now:
             pair.their_span_us = packet.span_us
@@ -182,10 +191,10 @@ def reply(
     if refused := pair.gate.admit(ping.sequence, now=now):
         return refused
     if ping.echo_ns and ping.echo_ns == pair.sent_ns:
-        pair.tally.proven(now=now)
+        pair.echo.proven(now=now)
     pair.heard_ns, pair.sent_ns = ping.clock_ns, clock_ns
     pong = Packet(
-        Kind.PONG, ping.receiver, ping.sender, ping.sequence, ping.round, clock_ns, ping.clock_ns, endpoint, pair.holds,
-        pair.span_us,
+        Kind.PONG, ping.receiver, ping.sender, ping.sequence, ping.round, clock_ns, ping.clock_ns,
+        *pair.place(endpoint), pair.holds, pair.span_us,
     )  # fmt: skip
     return key.seal(probe.pack(pong))

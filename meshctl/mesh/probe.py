@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import base64
 import struct
-from enum import IntEnum
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from meshctl.errors import ProtocolError
 from meshctl.mesh.model import Address, Endpoint, NodeId
@@ -36,39 +36,51 @@ _MAGIC: Final = b"MKP1"
 DOWN_AFTER: Final = 3  # echoes lost in a row; at 2 s each a dead peer is noticed in 6 to 8 s
 LOSSY_ABOVE: Final = 0.10  # two of the last 16 echoes; one may be chance
 _WINDOW: Final = 16  # tests counted for loss: half a minute at 2 s
+_WINDOW_MASK: Final = (1 << _WINDOW) - 1
 PACKET_BYTES: Final = _BODY.size + TAG_BYTES
 _V4_REST: Final = bytes(12)
-_NOWHERE: Final = (0, bytes(16), 0)
+Place = tuple[int, bytes, int]
+NOWHERE: Final[Place] = (0, bytes(16), 0)
 
 
-class Kind(IntEnum):
-    """What a packet asks for."""
+class Kind:
+    """What a packet asks for. Plain numbers: an enumeration costs as much as the rest of the parsing."""
 
-    PING = 1
-    PONG = 2
-    GO = 3
+    PING: Final = 1
+    PONG: Final = 2
+    GO: Final = 3
 
 
-_KINDS: Final = {int(kind): kind for kind in Kind}  # three times as fast as calling the enumeration
+_KINDS: Final = frozenset((Kind.PING, Kind.PONG, Kind.GO))
 
 
 class Packet(NamedTuple):
-    """One echo packet. A tuple, because thousands are made each second; `sender` and `receiver` are raw ids."""
+    """One echo packet, field by field as on the wire; `sender` and `receiver` are raw ids."""
 
-    kind: Kind
+    kind: int
     sender: bytes
     receiver: bytes
     sequence: int
     round: int
     clock_ns: int
     echo_ns: int = 0
-    endpoint: Endpoint | None = None
+    family: int = NOWHERE[0]
+    address: bytes = NOWHERE[1]
+    port: int = NOWHERE[2]
     serial: int = 0
     span_us: int = 0
 
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Where the sender's WireGuard sees the receiver. Raises ProtocolError, but never for a packet from `parse`."""
+        return _endpoint(self.family, self.address, self.port)
 
-class Echo(NamedTuple):
-    """What echoes say of one peer. `sent` and `received` count the last finished tests; times are monotonic seconds."""
+
+@dataclass(slots=True)
+class Echo:
+    """What echoes say of one peer, counted as they end. `sent` and `received` count the last finished tests; times are
+    monotonic seconds. Smoothing is RFC 6298's for the round trip and RFC 3550's for jitter.
+    """
 
     sent: int = 0
     received: int = 0
@@ -81,79 +93,54 @@ class Echo(NamedTuple):
     forged: int = 0  # packets from its address with a wrong tag
     forged_at: float | None = None
     seen: Endpoint | None = None  # where the peer's WireGuard sees us
+    _bits: int = field(default=0, repr=False)
+    _since: float = field(default=float("-inf"), repr=False)  # when the count began
 
     @property
     def loss(self) -> float:
         """Share of the counted tests that were lost, 0 to 1."""
         return 1 - self.received / self.sent if self.sent else 0.0
 
-
-class Tally:
-    """Counts one peer's echoes. Smoothing is RFC 6298's for the round trip and RFC 3550's for jitter."""
-
-    __slots__ = ("_bits", "_echo", "_since")
-
-    def __init__(self) -> None:
-        self._echo = Echo()
-        self._bits = 0
-        self._since = float("-inf")  # when the count began
-
-    @property
-    def echo(self) -> Echo:
-        """What is known now."""
-        return self._echo
-
     @property
     def is_suspect(self) -> bool:
         """Worth more tests than the schedule's: something was lost, but the peer is not known to be down."""
-        return self._echo.missed < DOWN_AFTER and (self._echo.missed > 0 or self._echo.loss > LOSSY_ABOVE)
+        return self.missed < DOWN_AFTER and (self.missed > 0 or self.loss > LOSSY_ABOVE)
 
     def answered(self, rtt_s: float, offset_s: float, *, now: float) -> None:
         """A pong came."""
         self._appeared(now=now)
-        old = self._echo.rtt_s
-        jitter = self._echo.jitter_s
-        self._count(
-            answered=True,
-            now=now,
-            missed=0,
-            rtt_s=rtt_s if old is None else old + (rtt_s - old) / 8,
-            jitter_s=0.0 if old is None else jitter + (abs(rtt_s - old) - jitter) / 16,
-            offset_s=offset_s,
-            last_ok_at=now,
-        )
+        if self.rtt_s is None:
+            self.rtt_s = rtt_s
+        else:
+            self.jitter_s += (abs(rtt_s - self.rtt_s) - self.jitter_s) / 16
+            self.rtt_s += (rtt_s - self.rtt_s) / 8
+        self.missed, self.offset_s, self.last_ok_at = 0, offset_s, now
+        self._count(1, now=now)
 
     def lost(self, asked_at: float, *, now: float) -> None:
         """No pong came in time. One that was asked for before the peer appeared says nothing."""
-        if asked_at < self._since:
-            return
-        self._count(answered=False, now=now, missed=self._echo.missed + 1)
+        if asked_at >= self._since:
+            self.missed += 1
+            self._count(0, now=now)
 
     def proven(self, *, now: float) -> None:
         """The peer's ping echoed our last packet: both directions work, and the peer did the asking."""
         self._appeared(now=now)
-        self._echo = self._echo._replace(missed=0, last_ok_at=now, tested_at=now)
+        self.missed, self.last_ok_at, self.tested_at = 0, now, now
 
-    def forged(self, *, now: float) -> None:
+    def was_forged(self, *, now: float) -> None:
         """A packet from the peer's address had a wrong tag."""
-        self._echo = self._echo._replace(forged=self._echo.forged + 1, forged_at=now)
-
-    def saw(self, endpoint: Endpoint) -> bool:
-        """Where the peer's WireGuard sees us; True when that is news."""
-        if endpoint == self._echo.seen:
-            return False
-        self._echo = self._echo._replace(seen=endpoint)
-        return True
+        self.forged, self.forged_at = self.forged + 1, now
 
     def _appeared(self, *, now: float) -> None:
         """The first proof ever, or after a whole window of losses, starts the count: absence is not loss."""
-        if self._echo.missed >= _WINDOW or self._echo.last_ok_at is None:
-            self._echo, self._bits, self._since = self._echo._replace(sent=0, received=0), 0, now
+        if self.missed >= _WINDOW or self.last_ok_at is None:
+            self.sent = self.received = self._bits = 0
+            self._since = now
 
-    def _count(self, *, answered: bool, now: float, **news: Any) -> None:
-        self._bits = (self._bits << 1 | answered) & ((1 << _WINDOW) - 1)
-        sent = min(self._echo.sent + 1, _WINDOW)
-        self._echo = self._echo._replace(sent=sent, received=self._bits.bit_count(), tested_at=now, **news)
+    def _count(self, answered: int, *, now: float) -> None:
+        self._bits = (self._bits << 1 | answered) & _WINDOW_MASK
+        self.sent, self.received, self.tested_at = min(self.sent + 1, _WINDOW), self._bits.bit_count(), now
 
 
 def raw_id(node: NodeId) -> bytes:
@@ -169,26 +156,31 @@ def raw_id(node: NodeId) -> bytes:
 
 def pack(packet: Packet) -> bytes:
     """The bytes before the tag."""
-    where = _NOWHERE if packet.endpoint is None else _place(packet.endpoint)
-    return _BODY.pack(_MAGIC, *packet[:7], *where, packet.serial, packet.span_us)
+    return _BODY.pack(_MAGIC, *packet)
 
 
 def parse(datagram: bytes) -> Packet:
     """The packet in `datagram`, tag unread. Raises ProtocolError on anything that `pack` would not have written."""
     if len(datagram) != PACKET_BYTES or not datagram.startswith(_MAGIC):
         raise ProtocolError("not an echo packet of a version this release knows")
-    _, kind, sender, receiver, sequence, turn, clock, echoed, family, address, port, serial, span = _BODY.unpack_from(
-        datagram
-    )
-    if kind not in _KINDS or sender == receiver:
+    packet = Packet(*_BODY.unpack_from(datagram)[1:])
+    if packet.kind not in _KINDS or packet.sender == packet.receiver:
         raise ProtocolError("an echo packet of no kind, or to its own sender")
-    where = _endpoint(family, address, port)
-    return Packet(_KINDS[kind], sender, receiver, sequence, turn, clock, echoed, where, serial, span)
+    _endpoint(packet.family, packet.address, packet.port)
+    return packet
+
+
+def place(endpoint: Endpoint | None) -> Place:
+    """Family, address and port as packets carry them."""
+    if endpoint is None:
+        return NOWHERE
+    address = endpoint.address
+    return address.version, address.packed.ljust(16, b"\0"), endpoint.port
 
 
 @lru_cache(maxsize=8)  # peers see us at few places, packet after packet; not more, as strangers' packets come by too
 def _endpoint(family: int, address: bytes, port: int) -> Endpoint | None:
-    if (family, address, port) == _NOWHERE:
+    if (family, address, port) == NOWHERE:
         return None
     where: Address
     if family == 4 and port and address.endswith(_V4_REST):
@@ -198,8 +190,3 @@ def _endpoint(family: int, address: bytes, port: int) -> Endpoint | None:
     else:
         raise ProtocolError("an echo packet with an impossible endpoint")
     return Endpoint(where, port)
-
-
-def _place(endpoint: Endpoint) -> tuple[int, bytes, int]:
-    address = endpoint.address
-    return address.version, address.packed.ljust(16, b"\0"), endpoint.port

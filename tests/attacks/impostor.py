@@ -32,7 +32,7 @@ def main(*addresses: str) -> None:
                 ping = probe.parse(datagram)
             except ProtocolError:
                 continue  # a deep experiment's
-            if ping.kind is Kind.PING:
+            if ping.kind == Kind.PING:
                 pong = Packet(
                     Kind.PONG, ping.receiver, ping.sender, ping.sequence, ping.round, time.time_ns(), ping.clock_ns
                 )

@@ -7,6 +7,7 @@ import secrets
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 
 from meshctl.agent.responder import Drop
 from meshctl.mesh import judges, probe
@@ -52,7 +53,7 @@ async def test_replayed_pong_proves_nothing(mesh: Mesh) -> None:
         datagram = b.key(a).seal(probe.pack(pong))
         attacker.send(datagram, a)
         await until(lambda: a.prober.echo(b.node.id).received == 1, "the genuine one counts")
-        proven = a.prober.echo(b.node.id)
+        proven = replace(a.prober.echo(b.node.id))
         a.clock.now += 1
         attacker.send(datagram, a)
         await dropped(a, Drop.UNASKED)
@@ -68,7 +69,7 @@ async def test_replayed_ping_after_a_long_silence_proves_nothing(mesh: Mesh) -> 
         proof = b.key(a).seal(probe.pack(ping(b, a, 8, echo_ns=first.clock_ns)))
         attacker.send(proof, a)
         await attacker.receive()
-        proven = a.prober.echo(b.node.id)
+        proven = replace(a.prober.echo(b.node.id))
         assert proven.last_ok_at == a.clock.now
         a.clock.now += 3600
         attacker.send(proof, a)

@@ -17,7 +17,7 @@ from meshctl.mesh import integrity, judges, limits
 from meshctl.mesh.catalogue import CATALOGUE, CIPHER, DRIFT, HANDSHAKE, PATH, ROTATION, Severity, Verdict
 from meshctl.mesh.integrity import Finding, Key, Reading, Row
 from meshctl.mesh.model import NodeId
-from meshctl.mesh.probe import Tally
+from meshctl.mesh.probe import Echo
 from meshctl.mesh.schedule import schedule
 
 ROUND_S = limits.WATCH_EVERY_S
@@ -37,7 +37,7 @@ class Member:
     key: int = 1
     trouble: str = ""  # what the last pass could not do
     believes: dict[NodeId, int] = field(default_factory=dict)
-    tallies: dict[NodeId, Tally] = field(default_factory=dict)
+    tallies: dict[NodeId, Echo] = field(default_factory=dict)
     shaken: dict[NodeId, float] = field(default_factory=dict)
     moved: dict[NodeId, float] = field(default_factory=dict)  # when a key of the pair changed, as far as it knows
     agreed: dict[NodeId, float] = field(default_factory=dict)
@@ -72,9 +72,9 @@ class Mesh(RuleBasedStateMachine):
         me = NodeId(f"node{self.count:020d}")
         for member in self.nodes.values():
             member.believes[me] = 1
-            member.tallies[me] = Tally()
+            member.tallies[me] = Echo()
         believes = {other: member.key for other, member in self.nodes.items()}
-        self.nodes[me] = Member(believes=believes, tallies={other: Tally() for other in self.nodes})
+        self.nodes[me] = Member(believes=believes, tallies={other: Echo() for other in self.nodes})
 
     @precondition(lambda self: len(self.nodes) > 2)
     @rule(data=st.data())
@@ -191,7 +191,7 @@ class Mesh(RuleBasedStateMachine):
             judges.clock(0.0, (), now=now), Reading(CIPHER, "", Verdict.OK, now, ""),
         ]  # fmt: skip
         for peer in peers:
-            echo, shaken = member.tallies[peer].echo, member.shaken.get(peer)
+            echo, shaken = member.tallies[peer], member.shaken.get(peer)
             age = None if shaken is None else now - shaken
             changed, agreed = member.moved.get(peer), member.agreed.get(peer)
             readings += [
@@ -248,7 +248,7 @@ class Mesh(RuleBasedStateMachine):
         for _, member in self._seeing():
             for row in member.rows:
                 if row.code == PATH and row.verdict is Verdict.OK:
-                    at = member.tallies[NodeId(row.subject)].echo.tested_at
+                    at = member.tallies[NodeId(row.subject)].tested_at
                     assert at is not None
                     assert at >= oldest - ROUND_S
 

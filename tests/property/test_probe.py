@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from meshctl.agent.responder import Gate
 from meshctl.errors import ProtocolError
 from meshctl.mesh.model import Endpoint
-from meshctl.mesh.probe import PACKET_BYTES, TAG_BYTES, Kind, Packet, pack, parse
+from meshctl.mesh.probe import PACKET_BYTES, TAG_BYTES, Kind, Packet, pack, parse, place
 
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 ENDPOINTS = st.none() | st.builds(
@@ -20,8 +20,8 @@ ENDPOINTS = st.none() | st.builds(
 )
 IDS = st.lists(st.binary(min_size=15, max_size=15), min_size=2, max_size=2, unique=True)
 PACKETS = st.builds(
-    lambda kind, ids, *rest: Packet(kind, *ids, *rest),
-    st.sampled_from(Kind), IDS, U32, U32, U64, U64, ENDPOINTS,
+    lambda kind, ids, *rest, seen, more: Packet(kind, *ids, *rest, *place(seen), *more),
+    st.sampled_from((Kind.PING, Kind.PONG, Kind.GO)), IDS, U32, U32, U64, U64, seen=ENDPOINTS, more=st.tuples(U32, U32),
 )  # fmt: skip
 
 

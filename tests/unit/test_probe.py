@@ -12,17 +12,19 @@ from meshctl.crypto.probe import pair_key
 from meshctl.errors import ProtocolError, TrustError
 from meshctl.mesh import statement
 from meshctl.mesh.model import Endpoint, NodeId
-from meshctl.mesh.probe import PACKET_BYTES, TAG_BYTES, Kind, Packet, Tally, pack, parse, raw_id
+from meshctl.mesh.probe import PACKET_BYTES, TAG_BYTES, Echo, Kind, Packet, pack, parse, place, raw_id
 from meshctl.mesh.statement import Statement
 
 A, B = Identity.generate(), Identity.generate()
+SEEN = place(Endpoint(IPv4Address("192.0.2.1"), 51820))
 STATED = {who: who.state("mesh00000001", 1) for who in (A, B)}
-PING = Packet(Kind.PING, raw_id(A.id), raw_id(B.id), 7, 9, 10**18, 0, Endpoint(IPv4Address("192.0.2.1"), 51820))
+PING = Packet(Kind.PING, raw_id(A.id), raw_id(B.id), 7, 9, 10**18, 0, *SEEN)
 TAG = bytes(TAG_BYTES)
 
 
 def test_packet_is_small_and_ping_and_pong_weigh_the_same() -> None:
-    pong = PING._replace(kind=Kind.PONG, echo_ns=1, endpoint=Endpoint(IPv6Address("2001:db8::1"), 1))
+    seen = place(Endpoint(IPv6Address("2001:db8::1"), 1))
+    pong = Packet(Kind.PONG, raw_id(A.id), raw_id(B.id), 7, 9, 10**18, 1, *seen)
     assert len(pack(PING) + TAG) == len(pack(pong) + TAG) == PACKET_BYTES <= 128
 
 
@@ -89,23 +91,22 @@ def test_crafted_probe_key_of_low_order_is_refused() -> None:
 
 
 def test_losses_before_the_first_answer_and_of_a_long_absence_are_not_loss() -> None:
-    tally = Tally()
+    echo = Echo()
     for second in range(5):
-        tally.lost(second, now=second)
-    tally.answered(0.010, 0.0, now=5)
-    assert (tally.echo.sent, tally.echo.loss, tally.echo.missed) == (1, 0.0, 0)
+        echo.lost(second, now=second)
+    echo.answered(0.010, 0.0, now=5)
+    assert (echo.sent, echo.loss, echo.missed) == (1, 0.0, 0)
     for second in range(20):
-        tally.lost(6 + second, now=6 + second)
-    assert tally.echo.loss == 1.0
-    tally.answered(0.010, 0.0, now=30)
-    assert (tally.echo.sent, tally.echo.loss) == (1, 0.0)
+        echo.lost(6 + second, now=6 + second)
+    assert echo.loss == 1.0
+    echo.answered(0.010, 0.0, now=30)
+    assert (echo.sent, echo.loss) == (1, 0.0)
 
 
 def test_round_trip_and_jitter_are_smoothed() -> None:
-    tally = Tally()
+    echo = Echo()
     for now, rtt in enumerate((0.010, 0.090, 0.010, 0.090)):
-        tally.answered(rtt, 0.5, now=now)
-    echo = tally.echo
+        echo.answered(rtt, 0.5, now=now)
     assert echo.rtt_s is not None
     assert 0.010 < echo.rtt_s < 0.040
     assert 0.005 < echo.jitter_s < 0.020
@@ -113,18 +114,18 @@ def test_round_trip_and_jitter_are_smoothed() -> None:
 
 
 def test_ping_sent_before_the_peer_appeared_is_no_loss() -> None:
-    tally = Tally()
-    tally.proven(now=10.0)
-    tally.lost(9.9, now=12.0)
-    tally.answered(0.01, 0.0, now=12.1)
-    assert (tally.echo.missed, tally.echo.loss, tally.echo.sent) == (0, 0.0, 1)
+    echo = Echo()
+    echo.proven(now=10.0)
+    echo.lost(9.9, now=12.0)
+    echo.answered(0.01, 0.0, now=12.1)
+    assert (echo.missed, echo.loss, echo.sent) == (0, 0.0, 1)
 
 
 def test_suspect_is_tested_more_until_it_is_known_to_be_down() -> None:
-    tally = Tally()
-    tally.answered(0.01, 0.0, now=0)
+    echo = Echo()
+    echo.answered(0.01, 0.0, now=0)
     suspect = []
     for now in range(1, 5):
-        tally.lost(now, now=now)
-        suspect.append(tally.is_suspect)
+        echo.lost(now, now=now)
+        suspect.append(echo.is_suspect)
     assert suspect == [True, True, False, False]
