@@ -88,9 +88,10 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     servers = await loops.serve(config, health, prober, lambda: picture(sources), book, peers)
     events.emit(AgentStarted(release=__version__, interface=config.interface))
     announce = loops.announce(prober, reconciler, book, identity.id, say)
+    small = announce, loops.keep_map(store, book, moved), loops.give_back()
     forever = (reconciler, follower, prober, examiner, keeper, rotor, deep, control, psks)
     try:
-        await loops.until_stopped([*(one.run() for one in forever), announce, loops.keep_map(store, book, moved)])
+        await loops.until_stopped([*(one.run() for one in forever), *small])
     finally:
         await _end(servers, store, book, device, events)
 
