@@ -17,7 +17,7 @@ from meshctl.mesh import catalogue, judges, limits, pacing
 from meshctl.mesh.integrity import Reading
 from meshctl.mesh.interface import Session
 from meshctl.mesh.keys import PublicKey
-from meshctl.mesh.model import Address, Node
+from meshctl.mesh.model import Address, Node, NodeId
 from meshctl.mesh.probe import Echo
 
 EVERY_S = 2.0  # as often as peers are echoed; what the reconciler finds is looked at at once
@@ -33,6 +33,7 @@ class Examiner:
         self.soon = asyncio.Event()  # set by whoever knows that there is something new to look at
         self._from, self._device, self._events, self._changed = sources, device, events, changed
         self._sent: dict[PublicKey, tuple[float, int]] = {}
+        self._judged: dict[NodeId, tuple[float, tuple[object, ...]]] = {}  # when, and on what was seen
         self._routes_at, self._looked_at = float("-inf"), (-1, -1)
         self._unlooked: list[Node] = []
         self._leaks: dict[Address, str] = {}
@@ -105,16 +106,27 @@ class Examiner:
         yield judges.clock(self._from.link.clock_offset_s if fresh else None, offsets, now=now)
 
     def _peers(self, peers: Iterable[Node]) -> Iterator[Reading]:
+        """Of those about whom there is something new to say, and of each once in a coverage period."""
         now, wall, sessions = time.monotonic(), time.time(), self._from.reconciler.outcome.sessions
-        echoes, never = self._from.prober.echoes(), Echo()
+        echoes, never, coverage_s = self._from.prober.echoes(), Echo(), self._from.prober.coverage_s
+        before = self._judged
+        self._judged = {}
         for node in peers:
             key, echo = node.statement.wireguard, echoes.get(node.id, never)
             session = sessions.get(key)
             age = wall - session.last_handshake if session and session.last_handshake else None
+            changed = self._from.rotor.moved_at(node.id)
+            stamps = echo.tested_at, echo.last_ok_at, echo.forged_at, session and session.last_handshake
+            judged_at, seen = before.get(node.id, (0.0, ()))
+            self._judged[node.id] = judged_at, seen
+            is_young = age is not None and age < limits.REKEY_AFTER_S
+            if is_young and now - judged_at < coverage_s and seen == (node, changed, *stamps):
+                continue
+            self._judged[node.id] = now, (node, changed, *stamps)
             yield judges.handshake(node.id, age, self._was_sent(key, session), now=now)
             yield judges.path(node.id, echo, now=now)
             yield judges.identity(node.id, echo, now=now)
-            changed, agreed = self._from.rotor.moved_at(node.id), None
+            agreed = None
             if changed is not None and (at := self._from.prober.agreed_at(node.id)) is not None:
                 agreed = now - at
             yield judges.rotation(node.id, changed and wall - changed, age, agreed, now=now)

@@ -61,6 +61,8 @@ class UserspaceWireGuard:
     def __init__(self, interface: str) -> None:
         self._interface = interface
         self._memory = PeerMemory(_peer, _session)
+        self._blocks: list[str] = []  # as the daemon told of the peers, and each taken apart
+        self._parts: list[tuple[str, str]] = []
 
     async def create(self) -> None:
         """Start the daemon and wait until it answers. See WireGuard."""
@@ -93,12 +95,13 @@ class UserspaceWireGuard:
             return None
         head, *blocks = text.removesuffix("\n\n").rpartition("\nerrno=")[0].split("\npublic_key=")
         own = dict(line.split("=", 1) for line in head.split("\n") if line)
-        rows: dict[str, str] = {}
-        for block in blocks:
-            before, _, rest = block.partition(_MOVING)
-            moving, _, after = rest.partition(_STILL)
-            rows[f"{before}{_STILL}{after}"] = moving
-        peers, sessions = self._memory.recall(rows)
+        if len(blocks) != len(self._blocks):
+            self._parts = [_apart(block) for block in blocks]
+        else:
+            told = zip(blocks, self._blocks, self._parts, strict=True)
+            self._parts = [parts if block == before else _apart(block) for block, before, parts in told]
+        self._blocks = blocks
+        peers, sessions = self._memory.recall(dict(self._parts))
         private = bytes.fromhex(own.get("private_key", ""))
         return Wire(
             PrivateKey(private) if private.strip(b"\0") else None, int(own.get("listen_port", 0)), peers, sessions
@@ -165,6 +168,13 @@ async def transact(interface: str, request: str) -> str:
 def _is_bound(port: int) -> bool:
     # Read, not tried: a probe that binds the port could take it from the daemon.
     return any(f":{port:04X} " in table.read_text() for table in _UDP_TABLES if table.exists())
+
+
+def _apart(block: str) -> tuple[str, str]:
+    """What the daemon tells of one peer: what stands still, and what moves by itself."""
+    before, _, rest = block.partition(_MOVING)
+    moving, _, after = rest.partition(_STILL)
+    return f"{before}{_STILL}{after}", moving
 
 
 def _peer(description: str) -> Peer:

@@ -19,6 +19,7 @@ from meshctl.mesh.model import NodeId
 from meshctl.mesh.spans import ago
 
 _RHYTHMS: Final = 2.0  # a check with a rhythm of its own may miss one beat
+_OK: Final = Verdict.OK  # compared with a thousand times every other second: an enumeration's attribute costs more
 Key = tuple[str, str]  # code, subject
 
 
@@ -73,19 +74,28 @@ def evaluate(
     """One row per expected (code, subject), from the latest reading of each. Readings older than `coverage_s`, those of
     deep checks than `deep_s`, and those from the future, are no evidence.
     """
-    ages = {
-        code: _RHYTHMS * check.every_s or (deep_s if check.deep else coverage_s) for code, check in CATALOGUE.items()
-    }
-    rows = {key: _row(key, readings.get(key), ages[key[0]], now) for key in expected}
-    return tuple([row if row.verdict is Verdict.OK else _explained(row, rows) for row in rows.values()])
+    young: dict[str, tuple[float, float]] = {}  # between these a reading of this code was made
+    for code, check in CATALOGUE.items():
+        age_s = _RHYTHMS * check.every_s or (deep_s if check.deep else coverage_s)
+        young[code] = now - age_s, now + age_s
+    rows, calm = [], True
+    for key in expected:
+        row = readings.get(key)
+        since, until = young[key[0]]
+        if row is None or row.at is None or not since <= row.at <= until:
+            row = _untested(key, row, now)
+        calm = calm and row.verdict is _OK
+        rows.append(row)
+    if calm:
+        return tuple(rows)
+    of = {row[:2]: row for row in rows}
+    return tuple([row if row.verdict is _OK else _explained(row, of) for row in rows])
 
 
-def _row(key: Key, reading: Reading | None, coverage_s: float, now: float) -> Row:
+def _untested(key: Key, reading: Reading | None, now: float) -> Row:
     if reading is None or reading.at is None:
         return Row(*key, Verdict.UNKNOWN, None, "never tested")
-    if abs(now - reading.at) > coverage_s:
-        return Row(*key, Verdict.UNKNOWN, reading.at, f"not tested since {ago(now - reading.at)}")
-    return reading
+    return Row(*key, Verdict.UNKNOWN, reading.at, f"not tested since {ago(now - reading.at)}")
 
 
 def _explained(row: Row, rows: Mapping[Key, Row]) -> Row:
@@ -110,7 +120,7 @@ def track(
     kept, opened, closed = [], [], []
     for row in rows:
         finding = known.pop(row[:2], None) if known else None
-        if row.verdict is Verdict.OK:
+        if row.verdict is _OK:
             if finding is not None and finding.opened_at is not None:
                 closed.append(replace(finding, at=now, evidence=row.evidence))
         elif row.verdict is Verdict.UNKNOWN:
@@ -133,7 +143,7 @@ def overall(rows: Iterable[Row]) -> Verdict:
     node among a thousand would stand at unknown for a day.
     """
     rows = tuple(rows)
-    rest = [row for row in rows if row.verdict is not Verdict.OK]
+    rest = [row for row in rows if row.verdict is not _OK]
     if not rest:
         return Verdict.OK
     paths = [row for row in rows if row.code == PATH]
