@@ -186,7 +186,7 @@ class Reconciler:
     def _picture(self, observed: Observation) -> tuple[Interface, int, frozenset[PublicKey], dict[PublicKey, Endpoint]]:
         """(what is wanted, the revision that says so, peers alive, handshakes due) at this moment."""
         wall = time.time()
-        alive = frozenset(key for key, s in observed.sessions.items() if liveness.is_alive(s, now=wall))
+        alive = liveness.alive(observed.sessions, now=wall)
         desire = self._desire(self._mtu)
         key = desire.roster, desire.me, desire.node, desire.psks, self._surroundings.addresses
         if self._wanted is None or any(a is not b and a != b for a, b in zip(self._key, key, strict=True)):

@@ -30,6 +30,7 @@ _POLL_S: Final = 0.005
 _RECEIVE_BYTES: Final = 1 << 20
 _GONE: Final = (FileNotFoundError, ConnectionError)  # no daemon, or one that ended while we spoke
 _ZEROS: Final = bytes(KEY_BYTES)
+_NOTHING: Final = ("", ("", ""))
 _UDP_TABLES: Final = (
     Path("/proc/thread-self/net/udp"),
     Path("/proc/thread-self/net/udp6"),
@@ -61,8 +62,7 @@ class UserspaceWireGuard:
     def __init__(self, interface: str) -> None:
         self._interface = interface
         self._memory = PeerMemory(_peer, _session)
-        self._blocks: list[str] = []  # as the daemon told of the peers, and each taken apart
-        self._parts: list[tuple[str, str]] = []
+        self._told: dict[str, tuple[str, tuple[str, str]]] = {}  # of each peer, by its key: the text, and its parts
 
     async def create(self) -> None:
         """Start the daemon and wait until it answers. See WireGuard."""
@@ -95,13 +95,12 @@ class UserspaceWireGuard:
             return None
         head, *blocks = text.removesuffix("\n\n").rpartition("\nerrno=")[0].split("\npublic_key=")
         own = dict(line.split("=", 1) for line in head.split("\n") if line)
-        if len(blocks) != len(self._blocks):
-            self._parts = [_apart(block) for block in blocks]
-        else:
-            told = zip(blocks, self._blocks, self._parts, strict=True)
-            self._parts = [parts if block == before else _apart(block) for block, before, parts in told]
-        self._blocks = blocks
-        peers, sessions = self._memory.recall(dict(self._parts))
+        before, self._told = self._told, {}
+        for block in blocks:  # the daemon's order is another one each time
+            key = block[: 2 * KEY_BYTES]
+            told = before.get(key, _NOTHING)
+            self._told[key] = told if told[0] == block else (block, _apart(block))
+        peers, sessions = self._memory.recall(dict([parts for _, parts in self._told.values()]))
         private = bytes.fromhex(own.get("private_key", ""))
         return Wire(
             PrivateKey(private) if private.strip(b"\0") else None, int(own.get("listen_port", 0)), peers, sessions

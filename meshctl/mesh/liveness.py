@@ -20,9 +20,12 @@ from meshctl.mesh.model import Candidate, Endpoint, Network, Node, Origin
 _PREFERENCE = {Origin.CONFIGURED: 1, Origin.PEER: 2, Origin.LOCAL: 3, Origin.COORDINATOR: 4}
 
 
-def is_alive(session: Session | None, *, now: float) -> bool:
-    """A session younger than REJECT_AFTER_TIME carries packets. `now` is wall clock, as WireGuard's stamps are."""
-    return session is not None and session.last_handshake > 0 and now - session.last_handshake < limits.REJECT_AFTER_S
+def alive(sessions: Mapping[PublicKey, Session], *, now: float) -> frozenset[PublicKey]:
+    """Whose session is younger than REJECT_AFTER_TIME: it carries packets. `now` is wall clock, as WireGuard's stamps
+    are.
+    """
+    since = max(now - limits.REJECT_AFTER_S, 0.0)
+    return frozenset([key for key, session in sessions.items() if session.last_handshake > since])
 
 
 def order(candidates: Sequence[Candidate], local: Sequence[Network]) -> tuple[Endpoint, ...]:

@@ -211,9 +211,9 @@ SPOTS = tuple(Endpoint.parse(f"192.0.2.{n}:51820") for n in (1, 2, 3))
 
 @pytest.mark.parametrize(("age", "alive"), [(0.0, True), (179.9, True), (180.0, False)])
 def test_session_lives_until_wireguard_refuses_it(age: float, alive: bool) -> None:
-    assert liveness.is_alive(Session(None, 1000.0, 0, 0), now=1000.0 + age) is alive
-    assert not liveness.is_alive(Session(None, 0.0, 0, 0), now=100.0)
-    assert not liveness.is_alive(None, now=100.0)
+    key = PublicKey(bytes(32))
+    assert (key in liveness.alive({key: Session(None, 1000.0, 0, 0)}, now=1000.0 + age)) is alive
+    assert not liveness.alive({key: Session(None, 0.0, 0, 0)}, now=100.0)
 
 
 def test_exactly_one_end_of_a_pair_leads() -> None:
