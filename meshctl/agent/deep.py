@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
+from meshctl.agent import tick
 from meshctl.errors import MeshError
 from meshctl.mesh import schedule
 from meshctl.mesh.catalogue import Verdict
@@ -72,7 +73,8 @@ class Deep:
         while True:
             peer = self._due()
             if peer is None:
-                await asyncio.sleep(LOOK_EVERY_S)
+                now = asyncio.get_running_loop().time()
+                await asyncio.sleep(tick.following(now, LOOK_EVERY_S) - now)
                 continue
             await self.examine(peer)
 

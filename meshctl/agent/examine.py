@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from meshctl.agent import tick
 from meshctl.agent.device import Device
 from meshctl.agent.picture import Sources
 from meshctl.errors import MeshError
@@ -54,7 +55,7 @@ class Examiner:
             if asked:
                 self._changed()
             try:
-                async with asyncio.timeout(EVERY_S):
+                async with asyncio.timeout_at(tick.following(asyncio.get_running_loop().time(), EVERY_S)):
                     await self.soon.wait()
             except TimeoutError:
                 pass

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from itertools import takewhile
 from typing import Final, NamedTuple
 
+from meshctl.agent import tick
 from meshctl.agent.responder import Drop, Pair, authenticate, reply
 from meshctl.crypto.identity import Identity
 from meshctl.crypto.probe import PairKey, pair_key
@@ -26,6 +27,7 @@ from meshctl.mesh.probe import Echo, Kind, Packet
 from meshctl.mesh.schedule import Schedule, schedule
 
 _TICK_S: Final = 0.25  # how often a missing socket is tried, and when a wait for a proof first asks again
+_AFTER_TICK_S: Final = limits.WATCH_EVERY_S - limits.ECHO_LOST_AFTER_S
 _GRAIN_S: Final = 0.01  # the least rest: timers are not exact
 _PATIENCE_MAX_S: Final = 32.0
 _RECEIVE_BYTES: Final = 9216  # a jumbo frame: the deep experiments send full-size packets to the same port
@@ -205,8 +207,8 @@ class Prober:
                 self.expire(now)
                 if self._sockets and now >= following:
                     self.turn()
-                    # After a suspended machine wakes, rounds go on from now instead of catching up.
-                    following = max(following + limits.WATCH_EVERY_S, now)
+                    # Its answers do not wait for what else is done at a tick; its losses are told with it.
+                    following = tick.following(now, limits.WATCH_EVERY_S, later_s=_AFTER_TICK_S)
                 await self._rest(following)
         finally:
             self.close()

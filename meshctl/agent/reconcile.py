@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from meshctl.agent import tick
 from meshctl.agent.candidates import Surroundings
 from meshctl.agent.device import Device
 from meshctl.errors import MeshError
@@ -100,7 +101,8 @@ class Reconciler:
                 failed = self.outcome.error
                 if (await self.once()).error and failed:  # what it did is announced too: it would wake itself for ever
                     await asyncio.sleep(limits.TICK_S)
-                timer = asyncio.get_running_loop().call_later(limits.TICK_S, self.wake.set)
+                loop = asyncio.get_running_loop()
+                timer = loop.call_at(tick.following(loop.time(), limits.TICK_S), self.wake.set)
                 await self.wake.wait()
                 timer.cancel()
 

@@ -5,8 +5,9 @@ The agent is `meshctl up` in a namespace of its own, with a real wireguard-go, c
 process (tests/harness/crowd.py), as a hundred agents do not fit on two cores; the agent cannot tell. CPU is what the
 kernel charged to the process (utime + stime) over a quiet minute, whoever else uses the machine: once every peer has
 been tried with every experiment, as it is for the rest of an agent's life. What the minute before that costs, and the
-memory after /metrics was read, are printed beside it. The baseline is a Python process with the same imports and an
-idle event loop.
+memory after /metrics was read, are printed beside it. Baselines: a Python process with the same imports and an idle
+event loop, for memory; for CPU one that does nothing but wake up ten times a second in the very same minute, because
+what a wake-up costs differs by half from hour to hour on shared machines.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tests.harness.mesh import Lab, Machine, Node, until
 SETTLED_S = 10.0  # after the last try, its last reading is still being told
 TRIED_S = 3.0  # of one peer, at most; the schedule does it one after the other
 QUIET_S = 60.0
+WAKES = "import asyncio\nasync def main():\n    while True: await asyncio.sleep(0.1)\nasyncio.run(main())"
 IDLE = "import asyncio, grpc.aio, cryptography.x509, pyroute2; asyncio.run(asyncio.sleep(30))"
 
 
@@ -89,12 +91,18 @@ def rest(seconds: float) -> float:
 
 def measure(pid: int) -> tuple[float, float]:
     """Print where a quiet minute went -> (share of a core, MB resident)."""
-    before, threads = cpu_s(pid), threads_s(pid)
-    took = rest(QUIET_S)
-    spent, by_thread = cpu_s(pid) - before, threads_s(pid) - threads
+    with subprocess.Popen([sys.executable, "-c", WAKES]) as waking:
+        rest(3.0)
+        before, threads, idle = cpu_s(pid), threads_s(pid), threads_s(waking.pid)
+        took = rest(QUIET_S)
+        spent, by_thread = cpu_s(pid) - before, threads_s(pid) - threads
+        waked = (threads_s(waking.pid) - idle).total() / took
+        waking.kill()
     for parts in (spent, by_thread):
         print("   ", ", ".join(f"{name} {seconds / took:.2%}" for name, seconds in parts.items()))
-    return (spent["user"] + spent["system"]) / took, resident_mb(pid)
+    share = (spent["user"] + spent["system"]) / took
+    print(f"baseline, ten wake-ups a second: {waked:.3%} of a core; ratio {share / waked:.1f}")
+    return share, resident_mb(pid)
 
 
 def main() -> None:
