@@ -84,6 +84,7 @@ class Reconciler:
         self._attempts: dict[PublicKey, liveness.Attempts] = {}
         self._settled: Interface | None = None  # what was wanted when the kernel last fitted
         self._fitting: Interface | None = None  # what the kernel held then
+        self._is_left = False  # a step of the last pass did not hold: somebody's hand was quicker, or it cannot be done
         self._digest = b""
         self._one_at_a_time = asyncio.Lock()  # a pass, or the switch of our own key
         self._mtu = 0
@@ -237,7 +238,7 @@ class Reconciler:
         observed = await self._device.observe()
         want, revision, alive, due = self._picture(observed)
         # Equal looks are identical objects (see Device): what fitted then fits now, and has the digest it had.
-        fits = self._settled is want and observed.interface is self._fitting
+        fits = self._settled is want and observed.interface is self._fitting and not self._is_left
         if self._settled is want and observed.interface and not fits:
             due |= self._stolen(want, observed.interface)
         heirs = {} if fits else self._inherited(want, observed)
@@ -254,7 +255,8 @@ class Reconciler:
             observed = await self._device.observe()
             self._started(frozenset(due))
             left = diff(observed.interface, want, alive=alive)
-        self._settled = want if not left else None
+        # What fitted once and was changed since remains somebody else's doing until it fits again.
+        self._settled, self._is_left = want if not left or self._settled is want else None, bool(left)
         now = time.monotonic()
         if not same:
             self._fitting = observed.interface
