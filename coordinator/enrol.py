@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -34,6 +34,8 @@ from meshctl.mesh.model import Address, MeshInfo, NodeId, check_name, node_id
 from meshctl.mesh.statement import Statement
 from meshctl.wire.codec import JoinAsk, Membership
 
+CROWD: Final = 16  # joins under way, and answered together
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Authority:
@@ -53,6 +55,7 @@ class Enrolment:
         self.authority = authority
         self._registry, self._feed, self._events, self._clock = registry, feed, events, clock
         self._admissions = Admissions(authority.mesh, registry, feed, events, clock)
+        self._joining = 0
 
     def nonce(self) -> bytes:
         """For a caller that is about to prove its device key."""
@@ -63,8 +66,20 @@ class Enrolment:
         """Its record as it is now: further coordinators may have come."""
         return self._feed.mesh or self.authority.mesh
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether many are in the middle of joining."""
+        return self._joining >= CROWD
+
     async def join(self, ask: JoinAsk, body: bytes, signature: bytes, source: Address) -> Membership:
         """Admit a node, or raise RefusedError, TrustError, ProtocolError."""
+        self._joining += 1
+        try:
+            return await self._join(ask, body, signature, source)
+        finally:
+            self._joining -= 1
+
+    async def _join(self, ask: JoinAsk, body: bytes, signature: bytes, source: Address) -> Membership:
         mesh = self.mesh
         nonces.check(self.authority.nonce_key, ask.nonce, now=self._clock())
         check_name(ask.name)

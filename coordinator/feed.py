@@ -125,8 +125,6 @@ class Feed:
                         self._advance(revision)
 
     def _put(self, record: Record) -> None:
-        if record.path.startswith((NODES, GONE)):
-            self._addresses = None
         if record.path.startswith(NODES):
             held = records.decode(record.value, NodeRecord)
             node = held.node(joined=record.created)
@@ -135,11 +133,15 @@ class Feed:
             self._digests.total += line - (old.line if old else 0)
             self.members[node.id] = Member(held, node, line, record.generation)
             self.by_name[node.name] = node.id
-            self.gone.pop(node.id, None)
+            stone = self.gone.pop(node.id, None)
+            if any(before and before.address4 != node.address4 for before in (old and old.node, stone)):
+                self._addresses = None
+            elif self._addresses is not None:
+                self._addresses.add(node.address4)
             self._record(record.revision, node.id, codec.encode_node(node))
         elif record.path.startswith(GONE):
             stone = records.decode(record.value, Tombstone)
-            self.gone[stone.id] = stone
+            self.gone[stone.id], self._addresses = stone, None
             self._remove(stone.id, record.revision)
         elif Board.has_room_for(record.path):
             self.board.put(record)

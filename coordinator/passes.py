@@ -2,8 +2,9 @@
 
 A change starts a pass; changes during it wait for the next one and reach each stream in one frame. After a pass there
 is a pause in proportion, so joins and reports are served however fast the registry moves; the first change after a
-quiet time waits for nothing. Within a pass only so many streams write at a time, and whoever does not take what it is
-sent is left behind. Heartbeats come from one wheel, each stream at its own phase. Knows nothing of frames or gRPC.
+quiet time waits for nothing. While many join at once, passes are half a second apart. Within a pass only so many
+streams write at a time, and whoever does not take what it is sent is left behind. Heartbeats come from one wheel, each
+stream at its own phase. Knows nothing of frames or gRPC.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from meshctl.mesh import pacing
 
 SLICE: Final = 64  # streams woken in one turn of the event loop
 WRITING: Final = 256  # at most, in a pass: what else there is to do is done in between
+CROWDED_S: Final = 0.5  # from pass to pass while many join: a pass over 1,000 streams takes what ten joins do
+CROWD_LOOK_S: Final = 0.05  # whether they have joined
 STUCK_S: Final = 0.5  # without any of them finishing: they are stuck, the others go on
 SPOKES: Final = 20  # many beats at a time cost half of what each costs alone (measured)
 
@@ -32,10 +35,12 @@ class Stream(Protocol):
 
 
 class Passes:
-    """`moved` says that there is news; `rests` and `remove` are told by the streams. `nodes` gives the mesh's size."""
+    """`moved` says that there is news; `rests` and `remove` are told by the streams. `nodes` gives the mesh's size,
+    `crowded` whether many are about to join.
+    """
 
-    def __init__(self, nodes: Callable[[], int]) -> None:
-        self._nodes = nodes
+    def __init__(self, nodes: Callable[[], int], crowded: Callable[[], bool] = lambda: False) -> None:
+        self._nodes, self._crowded = nodes, crowded
         self._loop = asyncio.get_running_loop()
         self._spokes: list[dict[Stream, None]] = [{} for _ in range(SPOKES)]
         self._at: dict[Stream, int] = {}
@@ -43,7 +48,7 @@ class Passes:
         self._line: deque[Stream] = deque()
         self._writing: set[Stream] = set()
         self._passing = self._asked = self._slicing = False
-        self._began = self._not_before = 0.0
+        self._began, self._not_before = float("-inf"), 0.0
         self._finished = 0  # writes, ever
         self._watch: asyncio.TimerHandle | None = None
         self._wheel: asyncio.TimerHandle | None = None
@@ -86,6 +91,10 @@ class Passes:
     # ---- one pass ----------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
+        if self._loop.time() - self._began < CROWDED_S and self._crowded():
+            self._asked = True
+            self._loop.call_later(CROWD_LOOK_S, self._begin)
+            return
         self._passing, self._asked, self._began = True, False, self._loop.time()
         self._line.extend(stream for stream in self._at if stream.is_behind())
         self._watch = self._loop.call_later(STUCK_S, self._look, self._finished)

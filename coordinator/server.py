@@ -161,7 +161,7 @@ async def _services(
     rpc.add_EnrolmentServicer_to_server(EnrolmentService(enrolment), backend)
     meshes = MeshService(
         mesh, views.feed, views.presence, members, events, views.asymmetry, views.matrix, rotations, views.pulse,
-        views.findings,
+        views.findings, lambda: enrolment.is_crowded,
     )
     backend.add_generic_rpc_handlers((meshes.handlers(),))
     checks: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -55,12 +55,14 @@ class MeshService:
         rotations: Rotations,
         pulse: Pulse,
         findings: Findings,
+        crowded: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`crowded`: whether many are about to join."""
         self._pulse, self._findings = pulse, findings
         self._mesh, self._feed, self._presence, self._members, self._events = mesh, feed, presence, members, events
         self._asymmetry, self._matrix, self._rotations = asymmetry, matrix, rotations
         self._streams: dict[NodeId, _Stream] = {}  # the newest of each node
-        self.passes = Passes(lambda: len(feed.members))
+        self.passes = Passes(lambda: len(feed.members), crowded)
         feed.on_turn.append(self._turned)
         feed.on_mesh.append(self._mesh_changed)
         feed.on_move.append(self.passes.moved)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from google.protobuf.message import Message
 
@@ -58,6 +59,7 @@ def _varint(number: int) -> bytes:
     return bytes(out)
 
 
+@lru_cache(maxsize=1 << 14)  # every snapshot is made of the same chunks, and in a storm of joins there are many
 def put_field(chunk: bytes) -> bytes:
     """An encoded node as it stands inside a frame."""
     return _PUT_TAG + _varint(len(chunk)) + chunk

@@ -58,14 +58,15 @@ class Reader:
 
 
 class Registry:
-    revision = 0
+    revision, is_crowded = 0, False
 
 
 def on_a_clock(test: Callable[[Passes, Registry], Coroutine[None, None, None]]) -> Callable[[], None]:
     def run() -> None:
         async def body() -> None:
+            registry = Registry()
             try:
-                await test(Passes(lambda: 0), Registry())
+                await test(Passes(lambda: 0, lambda: registry.is_crowded), registry)
             finally:
                 for task in asyncio.all_tasks() - {asyncio.current_task()}:
                     task.cancel()
@@ -107,6 +108,25 @@ async def test_steady_change_is_conflated_and_leaves_time_for_others(passes: Pas
     passing = slices * 0.01
     assert all(reader.cursor == registry.revision for reader in readers)
     assert max(reader.frames for reader in readers) <= 2 + 1.25 / (passing + pacing.pause_s(passing))
+
+
+@on_a_clock
+async def test_storm_of_joins_has_the_time_between_few_passes_and_its_end_is_told_at_once(
+    passes: Passes, registry: Registry
+) -> None:
+    registry.is_crowded = True
+    reader = Reader(passes, registry)
+    change(passes, registry)
+    await asyncio.sleep(0.011)
+    assert reader.cursor == 1, "the first one waits for nothing"
+    for _ in range(1000):
+        change(passes, registry)
+        await asyncio.sleep(0.001)
+    assert 2 <= reader.frames <= 1 + 1.0 // passes_module.CROWDED_S
+    change(passes, registry)
+    registry.is_crowded = False
+    await asyncio.sleep(passes_module.CROWD_LOOK_S + 0.02)
+    assert reader.cursor == registry.revision
 
 
 @on_a_clock
