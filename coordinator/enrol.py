@@ -34,7 +34,7 @@ from meshctl.mesh.model import Address, MeshInfo, NodeId, check_name, node_id
 from meshctl.mesh.statement import Statement
 from meshctl.wire.codec import JoinAsk, Membership
 
-CROWD: Final = 16  # joins under way, and answered together
+CROWD: Final = 6  # joins under way: more than that are a storm of them
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -26,6 +26,7 @@ from meshctl.mesh.rotation import Plan, Turn
 from meshctl.wire import codec, session
 
 WATCH_LATE_S = 1.0  # it brings a commit after some milliseconds
+SHARED_S = 0.5  # as passes are apart in a crowd
 FRAMES_KEPT = 64  # cursors at one revision
 DIGESTS_KEPT = 256  # a node that reports a revision older than that many changes is lagging anyway
 
@@ -64,12 +65,14 @@ class Feed:
         self.board = Board()
         self.on_turn: list[Callable[[Turn | None, Turn], object]] = []  # told of the turn before and the one now
         self.on_move: list[Callable[[], object]] = []  # told when the map has moved
+        self.on_loss: list[Callable[[], object]] = []  # told before that, when a node is in it no more
         self.loaded = False
         self.following = False  # whether the registry answers: what we serve may be old otherwise
         self.seen = 0  # last registry revision this feed has heard of, whether it touched the map or not
         self._registry, self._on_gone = registry, on_gone
         self._digests = _Digests()
         self._addresses: set[IPv4Address] | None = None  # made when somebody asks
+        self._shared: tuple[list[bytes], int, float] | None = None  # a whole map, its revision, until when it serves
         self._frames: OrderedDict[tuple[int, int], list[bytes]] = OrderedDict()
         self._tick: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -173,6 +176,9 @@ class Feed:
     def _remove(self, node: NodeId, revision: int) -> None:
         member = self.members.pop(node, None)
         if member:
+            self._shared = None
+            for tell in self.on_loss:
+                tell()
             self._digests.total -= member.line
             if self.by_name.get(member.node.name) == node:
                 del self.by_name[member.node.name]
@@ -242,6 +248,18 @@ class Feed:
             while len(self._frames) > FRAMES_KEPT:
                 self._frames.popitem(last=False)
         return self._frames[key]
+
+    def beginning(self, *, crowded: bool) -> tuple[list[bytes], int]:
+        """The whole map for who holds nothing, and its revision. In a crowd, of which each changes the map, all who
+        come within a moment are sent one and the same, in which nobody is who has gone; the rest follows with the next
+        pass.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._shared and crowded and now < self._shared[2] and self.journal.can_resume(self._shared[1]):
+            return self._shared[:2]
+        made = self.frames(0), self.revision
+        self._shared = (*made, now + SHARED_S) if crowded else None
+        return made
 
     def expected_digest(self, node: NodeId, revision: int) -> bytes | None:
         """What the kernel of `node` should hold at `revision` of the map; None when that is too long ago to say."""

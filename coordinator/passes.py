@@ -2,9 +2,9 @@
 
 A change starts a pass; changes during it wait for the next one and reach each stream in one frame. After a pass there
 is a pause in proportion, so joins and reports are served however fast the registry moves; the first change after a
-quiet time waits for nothing. While many join at once, passes are half a second apart. Within a pass only so many
-streams write at a time, and whoever does not take what it is sent is left behind. Heartbeats come from one wheel, each
-stream at its own phase. Knows nothing of frames or gRPC.
+quiet time waits for nothing. While many join at once, passes are half a second apart, but for the news that somebody is
+gone. Within a pass only so many streams write at a time, and whoever does not take what it is sent is left behind.
+Heartbeats come from one wheel, each stream at its own phase. Knows nothing of frames or gRPC.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Passes:
         self._line: deque[Stream] = deque()
         self._writing: set[Stream] = set()
         self._passing = self._asked = self._slicing = False
-        self._began, self._not_before = float("-inf"), 0.0
+        self._began = self._not_before = self._kept_until = 0.0
         self._finished = 0  # writes, ever
         self._watch: asyncio.TimerHandle | None = None
         self._wheel: asyncio.TimerHandle | None = None
@@ -81,6 +81,10 @@ class Passes:
         else:
             self._begin()
 
+    def hurry(self) -> None:
+        """The next pass is not kept back for the sake of those who join: somebody has been revoked, or has left."""
+        self._kept_until = 0.0
+
     def rests(self, stream: Stream) -> None:
         """It has written what there was for it."""
         if stream in self._writing:
@@ -91,11 +95,12 @@ class Passes:
     # ---- one pass ----------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        if self._loop.time() - self._began < CROWDED_S and self._crowded():
+        if self._loop.time() < self._kept_until and self._crowded():
             self._asked = True
             self._loop.call_later(CROWD_LOOK_S, self._begin)
             return
         self._passing, self._asked, self._began = True, False, self._loop.time()
+        self._kept_until = self._began + CROWDED_S
         self._line.extend(stream for stream in self._at if stream.is_behind())
         self._watch = self._loop.call_later(STUCK_S, self._look, self._finished)
         self._go_on()

@@ -62,10 +62,11 @@ class MeshService:
         self._mesh, self._feed, self._presence, self._members, self._events = mesh, feed, presence, members, events
         self._asymmetry, self._matrix, self._rotations = asymmetry, matrix, rotations
         self._streams: dict[NodeId, _Stream] = {}  # the newest of each node
-        self.passes = Passes(lambda: len(feed.members), crowded)
+        self.crowded, self.passes = crowded, Passes(lambda: len(feed.members), crowded)
         feed.on_turn.append(self._turned)
         feed.on_mesh.append(self._mesh_changed)
         feed.on_move.append(self.passes.moved)
+        feed.on_loss.append(self.passes.hurry)
 
     def handlers(self) -> Any:
         """Session works on bytes: what the feed encoded once is what grpc sends."""
@@ -255,7 +256,10 @@ class _Stream:
             if self._again:
                 self._again, self._cursor = False, 0
             if self.is_behind():
-                frames, reached = self._feed.frames(self._cursor), self._feed.revision
+                if self._cursor == 0:
+                    frames, reached = self._feed.beginning(crowded=self._service.crowded())
+                else:
+                    frames, reached = self._feed.frames(self._cursor), self._feed.revision
                 for frame in frames:
                     await self._context.write(frame)
                 self._cursor = reached

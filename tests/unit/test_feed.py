@@ -38,6 +38,23 @@ async def test_streams_that_stand_at_one_place_are_sent_the_very_same_bytes() ->
         assert len(feed._frames) <= 64
 
 
+async def test_crowd_that_comes_at_once_is_sent_one_map_and_never_one_with_who_has_gone() -> None:
+    async with world() as mesh:
+        nodes, feed = await three(mesh), mesh.first.feed
+        first, reached = feed.beginning(crowded=True)
+        await mesh.member("late")
+        await mesh.caught_up()
+        again, place = feed.beginning(crowded=True)
+        assert (again is first, place < feed.revision) == (True, True)
+        assert place == reached
+        assert feed.beginning(crowded=False)[1] == feed.revision
+        kept, _ = feed.beginning(crowded=True)
+        await mesh.first.members.depart(nodes[0].id, Why.REVOKED, "", OPERATOR)
+        await mesh.caught_up()
+        fresh, place = feed.beginning(crowded=True)
+        assert (fresh is kept, place) == (False, feed.revision)
+
+
 async def test_resume_after_every_kind_of_restart_moves_no_node() -> None:
     async with world() as mesh:
         a, b, c = await three(mesh)

@@ -130,6 +130,21 @@ async def test_storm_of_joins_has_the_time_between_few_passes_and_its_end_is_tol
 
 
 @on_a_clock
+async def test_revocation_in_a_storm_of_joins_waits_for_nobody(passes: Passes, registry: Registry) -> None:
+    registry.is_crowded = True
+    reader = Reader(passes, registry)
+    for _ in range(2):
+        change(passes, registry)
+        await asyncio.sleep(0.1)
+    assert reader.cursor == 1, "kept back"
+    registry.revision += 1
+    passes.hurry()
+    passes.moved()
+    await asyncio.sleep(passes_module.CROWD_LOOK_S + 0.011)
+    assert reader.cursor == registry.revision
+
+
+@on_a_clock
 async def test_only_so_many_write_at_a_time(passes: Passes, registry: Registry) -> None:
     readers = [Reader(passes, registry, 1.0) for _ in range(2 * passes_module.WRITING)]
     change(passes, registry)
