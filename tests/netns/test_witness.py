@@ -4,6 +4,7 @@ stands in between, failed for each fault they are meant to catch (NET-7, the pro
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import socket
@@ -231,6 +232,58 @@ def test_widened_allowed_ips_at_the_peer_are_found(pair: tuple[Node, ...]) -> No
             thread.join()
 
     opens_and_closes(a, b, {SPOOF}, widened())
+
+
+def rotate(lab: Lab, name: str) -> None:
+    done = lab.coordinator.keys("rotate", "--node", name, "--wait", "--timeout", "60s")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_retired_key_is_tried_with_the_peer_once_and_refused(lab: Lab, pair: tuple[Node, ...]) -> None:
+    a, b = pair
+    since, old = time.time(), a.key()
+    rotate(lab, "a")
+    assert a.key() != old
+    tried = "an initiation with an unknown key and one with our retired key reached the peer's WireGuard: not answered"
+    until(lambda: tried in rows(a, "b")[STRANGER]["evidence"], TRIED_S, f"it is tried: {told(a)}")
+    assert rows(a, "b")[STRANGER]["verdict"] == "ok"
+    until(lambda: "retired" not in rows(a, "b")[STRANGER]["evidence"], TRIED_S, f"and let go: {told(a)}")
+    until(lambda: all_ok(a, b, since=since), TRIED_S, f"all is ok: {told(a, b)}")
+    assert "retired" not in rows(b, "a")[STRANGER]["evidence"]  # who did not rotate has none
+
+
+def test_peer_that_still_holds_the_retired_key_is_found(lab: Lab, pair: tuple[Node, ...]) -> None:
+    """Somebody at b puts back the key that a retires, again and again: the agent removes it every second. By
+    wireguard-go's own socket, which takes less than a millisecond: b is hardly ever without it.
+    """
+    a, b = pair
+    step = b"set=1\npublic_key=" + base64.b64decode(a.key()).hex().encode() + b"\n\n"
+
+    def put_back() -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(f"/var/run/wireguard/{b.interface}.sock")
+            sock.sendall(step)
+            sock.recv(64)
+
+    @contextlib.contextmanager
+    def held() -> Iterator[None]:
+        over = threading.Event()
+
+        def hold() -> None:
+            while not over.wait(0.003):
+                put_back()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        try:
+            rotate(lab, "a")
+            yield
+            assert rows(a, "b")[STRANGER]["evidence"] == "our retired key got a handshake response"
+        finally:
+            over.set()
+            thread.join()
+
+    opens_and_closes(a, b, {STRANGER}, held())
 
 
 def test_without_the_capability_it_says_so(lab: Lab, pair: tuple[Node, ...]) -> None:
