@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from meshctl.agent import tap
-from meshctl.mesh import frames
+from meshctl.mesh import frames, witness
 from meshctl.mesh.catalogue import ENCRYPTED, REPLAY, SPOOF, STRANGER, TAMPER
 from meshctl.mesh.exams import CODES
 from tests.harness.mesh import MESHCTL, PATIENCE, READY_S, Lab, Node, until
@@ -195,6 +195,42 @@ def test_receiver_that_delivers_twice_is_found(pair: tuple[Node, ...]) -> None:
             tap.forge("lo", here, packet)
 
     opens_and_closes(a, b, {REPLAY, TAMPER}, meddling(b, b.interface, again))
+
+
+def test_receiver_that_takes_altered_messages_is_found(pair: tuple[Node, ...]) -> None:
+    """A WireGuard at b whose authentication is broken: it deciphers, but does not look at the tag, and its window still
+    refuses what it has taken before. Played by two programs: one knows an altered message on the wire, by the counter
+    of another and different bytes; then what that other one held is delivered with the same bits turned over.
+    """
+    a, b = pair
+    here = b.mesh_address()
+    wire: dict[tuple[int, int], bytes] = {}  # the first message of each session and counter
+    inner: dict[int, bytes] = {}  # the latest canary by its message's size, which no other of its run has
+
+    def canary(packet: bytes) -> None:
+        found = frames.datagram(packet)
+        if found and found.payload.startswith(b"MKW1\x03"):
+            inner[frames.padded(len(packet))] = packet
+
+    def unchecked(packet: bytes) -> None:
+        found = frames.datagram(packet)
+        if not found or found.target_port != PORT:
+            return
+        for message in filter(None, map(frames.transport, frames.messages(found.payload))):
+            first = wire.setdefault(message[:2], message.payload)
+            if first != message.payload and (original := inner.get(len(first))):
+                tap.forge("lo", here, frames.flipped(original, *witness.altered_at(0)))
+
+    @contextlib.contextmanager
+    def broken() -> Iterator[None]:
+        with meddling(b, b.interface, canary), meddling(b, "eth0", unchecked):
+            yield
+            said = {code: row["verdict"] for code, row in rows(a, "b").items()}
+            assert said == dict.fromkeys(CODES, "ok") | {TAMPER: "failed"}, told(a)
+            assert rows(a, "b")[TAMPER]["evidence"] == "an altered message was delivered beside its original"
+            assert not [finding for finding in b.status()["findings"] if finding["code"] in CODES]
+
+    opens_and_closes(a, b, {TAMPER}, broken())
 
 
 def test_receiver_that_answers_strangers_is_found(pair: tuple[Node, ...]) -> None:
