@@ -76,9 +76,10 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     follower.on_order, prober.on_go, health = rotor.wake.set, moves.go, Health(prober, psks.of)
     path = PathTrial(identity.id, prober, reconciler, store, peers.others, time.monotonic)
     psks.connect(Ports(store, prober, reconciler, peers.others, lambda: keeper.member.mesh, events))
-    trials = path, exam.on_the_wire(config, keeper, prober, peers)
+    trials = path, exam.on_the_wire(config, keeper, prober, peers, rotor.retired)
     control, deep = ControlCheck(follower.link), Deep(trials, peers.others, prober.is_proven, identity.id)
-    path.sizing.on_narrow, health.gaps, health.deep_s = deep.soon, rotor.gap_of, lambda: deep.period_s
+    path.sizing.on_narrow, rotor.retired.on_retired = deep.soon, deep.anew
+    health.gaps, health.deep_s = rotor.gap_of, lambda: deep.period_s
     sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep, control, psks)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 
@@ -87,8 +88,11 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     prober.update(rotor.me, book.roster)
     servers = await loops.serve(config, health, prober, lambda: picture(sources), book, peers)
     events.emit(AgentStarted(release=__version__, interface=config.interface))
-    announce = loops.announce(prober, reconciler, book, identity.id, say)
-    small = announce, loops.keep_map(store, book, moved), loops.give_back()
+    small = (
+        loops.announce(prober, reconciler, book, identity.id, say),
+        loops.keep_map(store, book, moved),
+        loops.give_back(),
+    )
     forever = (reconciler, follower, prober, examiner, keeper, rotor, deep, control, psks)
     try:
         await loops.until_stopped([*(one.run() for one in forever), *small])

@@ -1,9 +1,9 @@
 """The deep experiments: what is too dear to try with every echo, one peer after the other (NET-7).
 
 An experiment tries one peer and returns Readings; it never judges another check. They run alone, one peer at a time, by
-the schedule, at once for a peer that is new or whose keys changed, and again for one with which something is wrong: of
-those the one that was tried longest ago, every AGAIN_EVERY_S, and the first time at once. What could not be told is
-tried again once. Nothing here knows what an experiment does.
+the schedule, at once for a peer that is new or whose keys changed, for all of them when our own did, and again for one
+with which something is wrong: of those the one that was tried longest ago, every AGAIN_EVERY_S, and the first time at
+once. What could not be told is tried again once. Nothing here knows what an experiment does.
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ class Deep:
         """There is a reason to try this peer before its turn; as one of those with which something is wrong."""
         if len(self._asked) < _ASKED_MOST:
             self._asked.add(peer)
+
+    def anew(self) -> None:
+        """Our own key changed: every peer is as one that has not been tried."""
+        self._tried = dict.fromkeys(self._tried, b"")
 
     async def run(self) -> None:
         """For ever."""

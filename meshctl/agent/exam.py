@@ -2,8 +2,8 @@
 
 One run of about a second: both ends open their taps; a short run of canaries goes through the tunnel, among them one
 with a foreign inner source; this end finds their messages on its own wire, sends one again, one altered, and an
-initiation with a key that nobody knows, from WireGuard's own port; then siblings, and the peer says what it saw.
-Mesh/exams.py judges.
+initiation with a key that nobody knows, and after a rotation one with our retired key, from WireGuard's own port; then
+siblings, and the peer says what it saw. Mesh/exams.py judges.
 
 **Law: only our own packets are ever touched.** They are known by their sizes: random, all different, and accepted only
 in that very order under consecutive counters, addressed to the endpoint that WireGuard has of the peer now.
@@ -15,6 +15,7 @@ import asyncio
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -24,14 +25,15 @@ from meshctl.agent.peers import Peers
 from meshctl.agent.prober import Prober
 from meshctl.agent.renew import Keeper
 from meshctl.agent.responder import Pair
+from meshctl.agent.retired import Retired
 from meshctl.agent.tap import Leak, Seen, Tap
 from meshctl.agent.witness import Answer, Witness, digest
 from meshctl.config import AgentConfig
 from meshctl.crypto.probe import PairKey
 from meshctl.errors import EnvironmentFault, UnreachableError
 from meshctl.mesh import exams, frames, limits, witness
-from meshctl.mesh.catalogue import SPOOF
-from meshctl.mesh.exams import Clear, Controls
+from meshctl.mesh.catalogue import SPOOF, STRANGER, Verdict
+from meshctl.mesh.exams import Clear, Controls, Hail
 from meshctl.mesh.frames import Datagram, Transport
 from meshctl.mesh.integrity import Reading
 from meshctl.mesh.keys import PrivateKey
@@ -66,10 +68,12 @@ class Exam:
         mesh: Callable[[], MeshInfo],
         nodes: Callable[[], Sequence[Node]],
         endpoint_of: Callable[[NodeId], Endpoint | None],
+        retired: Retired,
     ) -> None:
         """`nodes` are all others; `endpoint_of` says where our WireGuard has a peer now."""
         self._prober, self._speaker, self._tap, self._me = prober, speaker, tap, me
         self._interface, self._mesh, self._nodes, self._endpoint_of = interface, mesh, nodes, endpoint_of
+        self._retired = retired
 
     async def run(self, peer: Node) -> Sequence[Reading]:
         """See deep.Experiment."""
@@ -80,22 +84,27 @@ class Exam:
             raise UnreachableError("there is no session with the peer now")
         foreign = exams.foreign_source(self._nodes(), peer.id, self._me, self._mesh().prefix4)
         spoofed = str(foreign) if foreign else ""
-        trial = _Trial(self._speaker, self._tap, pair, key, sock, raw_id(self._me), self._interface, endpoint, spoofed)
+        old = self._retired.of(peer.id)
+        names = raw_id(self._me), self._interface, endpoint, spoofed
+        trial = _Trial(self._speaker, self._tap, pair, key, sock, *names, old)
         self._tap.hold()
         try:
             with trial.watching():
-                return await trial.run(peer, self._prober.echo(peer.id).rtt_s or 0.0)
+                readings = await trial.run(peer, self._prober.echo(peer.id).rtt_s or 0.0)
         finally:
             trial.close()
             self._tap.release()
+        if any(reading.code == STRANGER and reading.verdict is Verdict.OK for reading in readings):
+            self._retired.refused(peer.id, old)
+        return readings
 
 
-def on_the_wire(config: AgentConfig, keeper: Keeper, prober: Prober, peers: Peers) -> Exam:
+def on_the_wire(config: AgentConfig, keeper: Keeper, prober: Prober, peers: Peers, retired: Retired) -> Exam:
     """The experiments of this node, and the witness that answers those of others."""
-    me = keeper.member.node.id
+    me, where = keeper.member.node.id, peers.endpoint_of
     tap = Tap(config.interface, config.listen_port, lambda: keeper.member.mesh.prefixes)
-    speaker = Witness(prober, tap, me, peers.endpoint_of)
-    return Exam(prober, speaker, tap, me, config.interface, lambda: keeper.member.mesh, peers.others, peers.endpoint_of)
+    speaker, mesh = Witness(prober, tap, me, where), lambda: keeper.member.mesh
+    return Exam(prober, speaker, tap, me, config.interface, mesh, peers.others, where, retired)
 
 
 class _Trial:
@@ -103,7 +112,7 @@ class _Trial:
 
     def __init__(
         self, speaker: Witness, tap: Tap, pair: Pair, key: PairKey, sock: socket.socket, me: bytes, interface: str,
-        endpoint: Endpoint, spoofed: str,
+        endpoint: Endpoint, spoofed: str, retired: PrivateKey | None,
     ) -> None:  # fmt: skip
         self._speaker, self._tap, self._pair, self._key, self._sock, self._me = speaker, tap, pair, key, sock, me
         self._interface, self._spoofed, self._may_spoof = interface, spoofed, bool(spoofed)
@@ -115,8 +124,11 @@ class _Trial:
         self._news = asyncio.Event()
         self._leaks: list[Leak] = []
         self._leak_count = 0
-        self._stranger = secrets.randbits(32)
-        self._responses = self._cookies = self._heard = 0
+        # A key of our own would be a known one, unless it is retired: this one is nobody's.
+        keys = [PrivateKey(secrets.token_bytes(32)), *([retired] if retired else [])]
+        self._strangers = dict(zip(secrets.SystemRandom().sample(range(2**32), len(keys)), keys, strict=True))
+        self._answers: Counter[tuple[int, int]] = Counter()  # by the stranger's index and the kind
+        self._heard = 0
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
@@ -129,8 +141,7 @@ class _Trial:
             return exams.untried(peer.id, why, now=time.monotonic())
         names = [digest(message.payload) for message in found]
         before = await self._look(names)  # the originals are there before their copies leave
-        altered, initiation = self._inject(found, peer)
-        names += [digest(altered), digest(initiation)]
+        names += map(digest, self._inject(found, peer))
         self._heard = 0
         report = before
         for number in _SIBLINGS:
@@ -184,19 +195,18 @@ class _Trial:
             return found, base, with_spoof
         return (), 0, False
 
-    def _inject(self, found: tuple[Transport, ...], peer: Node) -> tuple[bytes, bytes]:
-        """Put the copies and the stranger on the wire -> (the altered copy, the initiation)."""
+    def _inject(self, found: tuple[Transport, ...], peer: Node) -> list[bytes]:
+        """Put the copies and the strangers on the wire -> [the altered copy, an initiation of each stranger]."""
         from meshctl.crypto.noise import initiation  # late: until there is a peer nobody needs it
 
         assert self._path is not None  # found is not empty
         path = self._path[:4]
         altered = frames.flipped(found[-2].payload, *witness.altered_at(frames.TRANSPORT_HEAD_BYTES))
-        # A key of our own would be a known one: this one is nobody's.
-        fresh = PrivateKey(secrets.token_bytes(32))
-        hello = initiation(fresh, peer.statement.wireguard, self._stranger, unix_ns=time.time_ns())
-        for payload in (found[_REPLAYED].payload, altered, hello):
+        theirs, now = peer.statement.wireguard, time.time_ns()
+        hellos = [initiation(key, theirs, index, unix_ns=now) for index, key in self._strangers.items()]
+        for payload in (found[_REPLAYED].payload, altered, *hellos):
             wire.inject(*path, payload)
-        return altered, hello
+        return [altered, *hellos]
 
     def _judge(
         self, peer: NodeId, found: Sequence[Transport], base: int, report: Report, *, with_spoof: bool
@@ -204,7 +214,11 @@ class _Trial:
         now, count = time.monotonic(), len(found)
         sights, delivered = report.sights, report.delivered
         controls = Controls(report.drops + self._tap.drops(), self._controlled(report))
-        altered, stranger = sights[count], sights[count + 1]
+        altered = sights[count]
+        fresh, *retired = (
+            Hail(sight, self._answers[index, frames.RESPONSE], self._answers[index, frames.COOKIE])
+            for index, sight in zip(self._strangers, sights[count + 1 :], strict=False)  # a report is padded
+        )
         copied = delivered.get(base + count - 2, 0)
         here = self._leaks[0] if self._leaks else Leak(b"", b"")
         legible = any(witness.padding(32) in message.payload for message in found)
@@ -215,7 +229,7 @@ class _Trial:
             exams.encrypted(peer, own, legible, clear_here, clear_there, controls, now=now),
             exams.replay(peer, sights[_REPLAYED], delivered.get(base + _REPLAYED, 0), controls, now=now),
             exams.tamper(peer, sights[count - 2], altered, copied, controls, now=now),
-            exams.stranger(peer, stranger, self._responses, self._cookies, self._heard > 0, controls, now=now),
+            exams.stranger(peer, fresh, next(iter(retired), None), self._heard > 0, controls, now=now),
         ]
         if with_spoof:
             number = base + _SPOOFED
@@ -248,9 +262,8 @@ class _Trial:
                 self._news.set()
         elif not seen.behind and (datagram.source, datagram.source_port) == self._peer_at:
             self._heard += 1
-            answer = frames.answer_to(message, self._stranger)
-            self._responses += answer == frames.RESPONSE
-            self._cookies += answer == frames.COOKIE
+            for index in self._strangers:
+                self._answers[index, frames.answer_to(message, index)] += 1
 
     def _leaked(self, leak: Leak) -> None:
         self._leak_count += 1

@@ -20,6 +20,7 @@ from meshctl.agent.moves import Moves
 from meshctl.agent.prober import Prober
 from meshctl.agent.reconcile import Reconciler
 from meshctl.agent.renew import Keeper
+from meshctl.agent.retired import Retired
 from meshctl.agent.store import SavedRotation, Store
 from meshctl.crypto.identity import Identity
 from meshctl.errors import ConflictError, MeshError
@@ -72,7 +73,7 @@ class Rotor:
         """`changed` hears that this node has another key in force, `tell` that `report` is news."""
         self.identity: Identity = store.identity()
         self.report: Report | None = None
-        self.wake = asyncio.Event()
+        self.wake, self.retired = asyncio.Event(), Retired()
         self._gaps: dict[NodeId, float] = {}  # seconds that packets to a peer stood still when our key last changed
         self._store, self._keeper, self._book, self._link = store, keeper, book, link
         self._reconciler, self._prober, self._moves, self._events = reconciler, prober, moves, events
@@ -202,7 +203,10 @@ class Rotor:
         made_at = self._saved.switched_at if self._saved.stage == Stage.SWITCHED else None
         self._keeper.stated(self._saved.serial, made_at)
         await asyncio.to_thread(self._store.save_identity, self.identity)
+        # Not before the turn is over: until then a peer that has yet to follow holds it rightly.
+        old = self._saved.next if self._saved.stage == Stage.BACK else self._saved.previous
         await self._end()
+        self.retired.retire(PrivateKey(old), [node.id for node in self._peers()])
 
     async def _end(self) -> None:
         await asyncio.to_thread(self._store.end_rotation)

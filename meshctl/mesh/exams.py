@@ -38,6 +38,14 @@ class Clear(NamedTuple):
     target: bytes = b""
 
 
+class Hail(NamedTuple):
+    """An initiation that nobody should answer: what the peer saw of it, and what came back."""
+
+    sight: Sight
+    responses: int = 0
+    cookies: int = 0
+
+
 def encrypted(
     peer: NodeId, canaries: Sequence[Sight], legible: bool, here: Clear, there: Clear, controls: Controls, *, now: float
 ) -> Reading:
@@ -96,18 +104,24 @@ def spoof(peer: NodeId, source: str, sight: Sight, delivered: int, controls: Con
 
 
 def stranger(
-    peer: NodeId, sight: Sight, responses: int, cookies: int, heard: bool, controls: Controls, *, now: float
+    peer: NodeId, fresh: Hail, retired: Hail | None, heard: bool, controls: Controls, *, now: float
 ) -> Reading:
-    """An initiation with a fresh key, from our WireGuard's port. `heard`: this end's tap saw the peer send something to
-    that port afterwards. Cookies are allowed: a busy WireGuard answers any initiation with one.
+    """Initiations with a fresh key and, if we have one, with the key that we retired, from our WireGuard's port; the
+    worse of the two. `heard`: this end's tap saw the peer send something to that port afterwards. Cookies are allowed:
+    a busy WireGuard answers any initiation with one.
     """
-    if responses:
-        return Reading(STRANGER, peer, Verdict.FAILED, now, "an unknown key was answered with a handshake response")
-    missing = _missing(controls) or _unseen(sight, 1)
-    if not missing and not heard:
-        missing = "nothing of the peer was seen here, an answer would not have been either"
-    outcome = "answered with a cookie alone" if cookies else "not answered"
-    return _rejected(STRANGER, peer, missing, "an initiation with an unknown key", outcome, now=now)
+    hails = {"an unknown key": fresh} | ({"our retired key": retired} if retired else {})
+    if answered := [key for key, hail in hails.items() if hail.responses]:
+        words = f"{' and '.join(answered)} got a handshake response"
+        return Reading(STRANGER, peer, Verdict.FAILED, now, words)
+    for key, hail in hails.items():
+        missing = _missing(controls) or _unseen(hail.sight, 1)
+        if not missing and not heard:
+            missing = "nothing of the peer was seen here, an answer would not have been either"
+        if missing:
+            return _rejected(STRANGER, peer, missing, f"an initiation with {key}", "", now=now)
+    outcome = "answered with a cookie alone" if any(hail.cookies for hail in hails.values()) else "not answered"
+    return _rejected(STRANGER, peer, "", f"an initiation with {' and one with '.join(hails)}", outcome, now=now)
 
 
 def untried(peer: NodeId, why: str, codes: Sequence[str] = CODES, *, now: float) -> list[Reading]:

@@ -4,6 +4,7 @@ stands in between, failed for each fault they are meant to catch (NET-7, the pro
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from meshctl.agent import tap
-from meshctl.mesh import frames
+from meshctl.mesh import frames, witness
 from meshctl.mesh.catalogue import ENCRYPTED, REPLAY, SPOOF, STRANGER, TAMPER
 from meshctl.mesh.exams import CODES
 from tests.harness.mesh import MESHCTL, PATIENCE, READY_S, Lab, Node, until
@@ -196,6 +197,42 @@ def test_receiver_that_delivers_twice_is_found(pair: tuple[Node, ...]) -> None:
     opens_and_closes(a, b, {REPLAY, TAMPER}, meddling(b, b.interface, again))
 
 
+def test_receiver_that_takes_altered_messages_is_found(pair: tuple[Node, ...]) -> None:
+    """A WireGuard at b whose authentication is broken: it deciphers, but does not look at the tag, and its window still
+    refuses what it has taken before. Played by two programs: one knows an altered message on the wire, by the counter
+    of another and different bytes; then what that other one held is delivered with the same bits turned over.
+    """
+    a, b = pair
+    here = b.mesh_address()
+    wire: dict[tuple[int, int], bytes] = {}  # the first message of each session and counter
+    inner: dict[int, bytes] = {}  # the latest canary by its message's size, which no other of its run has
+
+    def canary(packet: bytes) -> None:
+        found = frames.datagram(packet)
+        if found and found.payload.startswith(b"MKW1\x03"):
+            inner[frames.padded(len(packet))] = packet
+
+    def unchecked(packet: bytes) -> None:
+        found = frames.datagram(packet)
+        if not found or found.target_port != PORT:
+            return
+        for message in filter(None, map(frames.transport, frames.messages(found.payload))):
+            first = wire.setdefault(message[:2], message.payload)
+            if first != message.payload and (original := inner.get(len(first))):
+                tap.forge("lo", here, frames.flipped(original, *witness.altered_at(0)))
+
+    @contextlib.contextmanager
+    def broken() -> Iterator[None]:
+        with meddling(b, b.interface, canary), meddling(b, "eth0", unchecked):
+            yield
+            said = {code: row["verdict"] for code, row in rows(a, "b").items()}
+            assert said == dict.fromkeys(CODES, "ok") | {TAMPER: "failed"}, told(a)
+            assert rows(a, "b")[TAMPER]["evidence"] == "an altered message was delivered beside its original"
+            assert not [finding for finding in b.status()["findings"] if finding["code"] in CODES]
+
+    opens_and_closes(a, b, {TAMPER}, broken())
+
+
 def test_receiver_that_answers_strangers_is_found(pair: tuple[Node, ...]) -> None:
     """A program at b's port that answers every initiation."""
     a, b = pair
@@ -231,6 +268,58 @@ def test_widened_allowed_ips_at_the_peer_are_found(pair: tuple[Node, ...]) -> No
             thread.join()
 
     opens_and_closes(a, b, {SPOOF}, widened())
+
+
+def rotate(lab: Lab, name: str) -> None:
+    done = lab.coordinator.keys("rotate", "--node", name, "--wait", "--timeout", "60s")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_retired_key_is_tried_with_the_peer_once_and_refused(lab: Lab, pair: tuple[Node, ...]) -> None:
+    a, b = pair
+    since, old = time.time(), a.key()
+    rotate(lab, "a")
+    assert a.key() != old
+    tried = "an initiation with an unknown key and one with our retired key reached the peer's WireGuard: not answered"
+    until(lambda: tried in rows(a, "b")[STRANGER]["evidence"], TRIED_S, f"it is tried: {told(a)}")
+    assert rows(a, "b")[STRANGER]["verdict"] == "ok"
+    until(lambda: "retired" not in rows(a, "b")[STRANGER]["evidence"], TRIED_S, f"and let go: {told(a)}")
+    until(lambda: all_ok(a, b, since=since), TRIED_S, f"all is ok: {told(a, b)}")
+    assert "retired" not in rows(b, "a")[STRANGER]["evidence"]  # who did not rotate has none
+
+
+def test_peer_that_still_holds_the_retired_key_is_found(lab: Lab, pair: tuple[Node, ...]) -> None:
+    """Somebody at b puts back the key that a retires, again and again: the agent removes it every second. By
+    wireguard-go's own socket, which takes less than a millisecond: b is hardly ever without it.
+    """
+    a, b = pair
+    step = b"set=1\npublic_key=" + base64.b64decode(a.key()).hex().encode() + b"\n\n"
+
+    def put_back() -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(f"/var/run/wireguard/{b.interface}.sock")
+            sock.sendall(step)
+            sock.recv(64)
+
+    @contextlib.contextmanager
+    def held() -> Iterator[None]:
+        over = threading.Event()
+
+        def hold() -> None:
+            while not over.wait(0.003):
+                put_back()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        try:
+            rotate(lab, "a")
+            yield
+            assert rows(a, "b")[STRANGER]["evidence"] == "our retired key got a handshake response"
+        finally:
+            over.set()
+            thread.join()
+
+    opens_and_closes(a, b, {STRANGER}, held())
 
 
 def test_without_the_capability_it_says_so(lab: Lab, pair: tuple[Node, ...]) -> None:

@@ -81,6 +81,16 @@ async def test_a_rotated_peer_is_tried_at_once_and_a_gone_one_forgotten() -> Non
     assert {subject for _, subject in stage.deep.readings} == {node.id for node in stage.peers}
 
 
+async def test_after_our_own_rotation_every_peer_is_tried_anew_and_a_gone_one_is_still_forgotten() -> None:
+    stage = Stage()
+    await stage.go()
+    assert await stage.go() == []
+    gone = stage.peers.pop()
+    stage.deep.anew()
+    assert sorted(await stage.go()) == sorted(node.id for node in stage.peers)
+    assert gone.id not in {subject for _, subject in stage.deep.readings}
+
+
 async def test_a_silent_peer_is_not_tried_before_it_answers() -> None:
     stage = Stage()
     stage.silent = {stage.peers[0].id}

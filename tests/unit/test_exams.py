@@ -11,7 +11,7 @@ import pytest
 from meshctl.crypto.identity import Identity
 from meshctl.mesh import exams, frames, witness
 from meshctl.mesh.catalogue import Verdict
-from meshctl.mesh.exams import Clear, Controls
+from meshctl.mesh.exams import Clear, Controls, Hail
 from meshctl.mesh.frames import Transport
 from meshctl.mesh.integrity import Reading
 from meshctl.mesh.model import Node, NodeId
@@ -46,9 +46,14 @@ def spoof(sight: Sight = ONCE, delivered: int = 0, controls: Controls = FINE) ->
 
 
 def stranger(
-    sight: Sight = ONCE, responses: int = 0, cookies: int = 0, heard: bool = True, controls: Controls = FINE
+    sight: Sight = ONCE,
+    responses: int = 0,
+    cookies: int = 0,
+    heard: bool = True,
+    controls: Controls = FINE,
+    retired: Hail | None = None,
 ) -> Reading:
-    return exams.stranger(B, sight, responses, cookies, heard, controls, now=1.0)
+    return exams.stranger(B, Hail(sight, responses, cookies), retired, heard, controls, now=1.0)
 
 
 JUDGED: list[tuple[str, Callable[[], Reading], Verdict, str]] = [
@@ -93,6 +98,16 @@ JUDGED: list[tuple[str, Callable[[], Reading], Verdict, str]] = [
     ("an answer would not be seen", lambda: stranger(heard=False), UNKNOWN, "nothing of the peer was seen here"),
     ("stranger: drops", lambda: stranger(controls=BLIND), UNKNOWN, "missed 3 packets"),
     ("stranger: no sibling", lambda: stranger(controls=LOST), UNKNOWN, "no sibling"),
+    ("retired refused", lambda: stranger(retired=Hail(ONCE)), OK, "key and one with our retired key reached"),
+    ("retired got a cookie", lambda: stranger(retired=Hail(ONCE, 0, 1)), OK, "a cookie alone"),
+    ("retired answered", lambda: stranger(retired=Hail(ONCE, 1)), FAILED, "our retired key got a handshake response"),
+    ("retired answered, fresh unseen", lambda: stranger(NEVER, retired=Hail(ONCE, 1)), FAILED, "our retired key got"),
+    ("retired answered, no controls", lambda: stranger(controls=LOST, retired=Hail(NEVER, 1)), FAILED, "our retired"),
+    ("fresh answered alone", lambda: stranger(responses=1, retired=Hail(ONCE)), FAILED, "an unknown key got a"),
+    ("both answered", lambda: stranger(responses=1, retired=Hail(ONCE, 1)), FAILED, "key and our retired key got"),
+    ("retired not on the wire", lambda: stranger(retired=Hail(NEVER)), UNKNOWN, "our retired key: the peer's tap did"),
+    ("retired stopped", lambda: stranger(retired=Hail(STOPPED)), UNKNOWN, "retired key: it arrived, but a firewall"),
+    ("retired: not heard", lambda: stranger(heard=False, retired=Hail(ONCE)), UNKNOWN, "nothing of the peer"),
 ]
 
 
