@@ -17,7 +17,7 @@ from tests.harness.mesh import MESHCTL, Lab, Node, until
 pytestmark = pytest.mark.root
 NOBODY = 65534
 AS_NOBODY = (  # everything is imported first: the interpreter itself may live where nobody can read
-    "import os, sys, meshctl.cli.joining, meshctl.cli.main as m, meshctl.agent.join, meshctl.agent.device;"
+    "import os, sys, meshctl.cli.joining, meshctl.cli.main as m, meshctl.agent.join, meshctl.agent.daemon;"
     f" os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); m.main()"
 )
 
