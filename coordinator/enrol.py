@@ -9,13 +9,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from coordinator import nonces
 from coordinator.admit import Admissions
+from coordinator.crowd import Crowd
 from coordinator.feed import Feed
 from coordinator.keyring import SealedRegistry
 from meshctl.crypto import identity, pki
@@ -33,8 +34,6 @@ from meshctl.mesh.admission import Refused
 from meshctl.mesh.model import Address, MeshInfo, NodeId, check_name, node_id
 from meshctl.mesh.statement import Statement
 from meshctl.wire.codec import JoinAsk, Membership
-
-CROWD: Final = 6  # joins under way: more than that are a storm of them
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -55,7 +54,7 @@ class Enrolment:
         self.authority = authority
         self._registry, self._feed, self._events, self._clock = registry, feed, events, clock
         self._admissions = Admissions(authority.mesh, registry, feed, events, clock)
-        self._joining = 0
+        self.crowd = Crowd()
 
     def nonce(self) -> bytes:
         """For a caller that is about to prove its device key."""
@@ -66,18 +65,10 @@ class Enrolment:
         """Its record as it is now: further coordinators may have come."""
         return self._feed.mesh or self.authority.mesh
 
-    @property
-    def is_crowded(self) -> bool:
-        """Whether many are in the middle of joining."""
-        return self._joining >= CROWD
-
     async def join(self, ask: JoinAsk, body: bytes, signature: bytes, source: Address) -> Membership:
         """Admit a node, or raise RefusedError, TrustError, ProtocolError."""
-        self._joining += 1
-        try:
+        with self.crowd.joining():
             return await self._join(ask, body, signature, source)
-        finally:
-            self._joining -= 1
 
     async def _join(self, ask: JoinAsk, body: bytes, signature: bytes, source: Address) -> Membership:
         mesh = self.mesh
@@ -89,6 +80,7 @@ class Enrolment:
         entered = await self._admissions.admit(ask, node, source)
         if isinstance(entered, Refused):
             await self._turn_away(entered, ask, node, source)
+        self.crowd.admitted()
         record = entered.record
         await self._feed.caught_up(entered.revision)
         member = self._feed.members.get(node)

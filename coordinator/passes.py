@@ -19,6 +19,8 @@ from meshctl.mesh import pacing
 SLICE: Final = 64  # streams woken in one turn of the event loop
 WRITING: Final = 256  # at most, in a pass: what else there is to do is done in between
 CROWDED_S: Final = 0.5  # from pass to pass while many join: a pass over 1,000 streams takes what ten joins do
+CROWDED_PART: Final = 4  # and so many times what the last pass took: the larger the mesh, the fewer of them
+CROWDED_MOST_S: Final = 2.0
 CROWD_LOOK_S: Final = 0.05  # whether they have joined
 STUCK_S: Final = 0.5  # without any of them finishing: they are stuck, the others go on
 SPOKES: Final = 20  # many beats at a time cost half of what each costs alone (measured)
@@ -47,7 +49,7 @@ class Passes:
         self._next_spoke = 0
         self._line: deque[Stream] = deque()
         self._writing: set[Stream] = set()
-        self._passing = self._asked = self._slicing = False
+        self._passing = self._asked = self._slicing = self._hurried = False
         self._began = self._not_before = self._kept_until = 0.0
         self._finished = 0  # writes, ever
         self._watch: asyncio.TimerHandle | None = None
@@ -83,7 +85,7 @@ class Passes:
 
     def hurry(self) -> None:
         """The next pass is not kept back for the sake of those who join: somebody has been revoked, or has left."""
-        self._kept_until = 0.0
+        self._hurried = True
 
     def rests(self, stream: Stream) -> None:
         """It has written what there was for it."""
@@ -95,12 +97,11 @@ class Passes:
     # ---- one pass ----------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        if self._loop.time() < self._kept_until and self._crowded():
+        if self._loop.time() < self._kept_until and not self._hurried and self._crowded():
             self._asked = True
             self._loop.call_later(CROWD_LOOK_S, self._begin)
             return
-        self._passing, self._asked, self._began = True, False, self._loop.time()
-        self._kept_until = self._began + CROWDED_S
+        self._passing, self._asked, self._hurried, self._began = True, False, False, self._loop.time()
         self._line.extend(stream for stream in self._at if stream.is_behind())
         self._watch = self._loop.call_later(STUCK_S, self._look, self._finished)
         self._go_on()
@@ -135,7 +136,9 @@ class Passes:
         self._passing = False
         if self._watch is not None:
             self._watch.cancel()
-        pause = pacing.pause_s(now - self._began)
+        lasted = now - self._began
+        self._kept_until = now + min(max(CROWDED_S, CROWDED_PART * lasted), CROWDED_MOST_S)
+        pause = pacing.pause_s(lasted)
         self._not_before = now + pause
         if self._asked:
             self._loop.call_later(pause, self._begin)

@@ -161,7 +161,7 @@ async def _services(
     rpc.add_EnrolmentServicer_to_server(EnrolmentService(enrolment), backend)
     meshes = MeshService(
         mesh, views.feed, views.presence, members, events, views.asymmetry, views.matrix, rotations, views.pulse,
-        views.findings, lambda: enrolment.is_crowded,
+        views.findings, enrolment.crowd.is_there,
     )
     backend.add_generic_rpc_handlers((meshes.handlers(),))
     checks: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]

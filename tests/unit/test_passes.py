@@ -145,6 +145,35 @@ async def test_revocation_in_a_storm_of_joins_waits_for_nobody(passes: Passes, r
 
 
 @on_a_clock
+async def test_revocation_in_the_middle_of_a_pass_does_not_wait_for_the_crowd_either(
+    passes: Passes, registry: Registry
+) -> None:
+    registry.is_crowded = True
+    reader, slow = Reader(passes, registry), Reader(passes, registry, 0.3)
+    change(passes, registry)
+    await asyncio.sleep(0.1)
+    assert (reader.cursor, slow.rest.done()) == (1, True), "the pass has not ended"
+    passes.hurry()
+    change(passes, registry)
+    await asyncio.sleep(0.2 + pacing.pause_s(0.3) + passes_module.CROWD_LOOK_S + 0.02)
+    assert reader.cursor == 2
+
+
+@on_a_clock
+async def test_passes_of_a_large_mesh_are_farther_apart_in_a_storm_of_joins(passes: Passes, registry: Registry) -> None:
+    registry.is_crowded = True
+    reader = Reader(passes, registry)
+    Reader(passes, registry, 0.3)
+    change(passes, registry)
+    await asyncio.sleep(0.31)
+    change(passes, registry)
+    await asyncio.sleep(passes_module.CROWDED_PART * 0.3 - 0.1)
+    assert reader.cursor == 1
+    await asyncio.sleep(0.2)
+    assert reader.cursor == 2
+
+
+@on_a_clock
 async def test_only_so_many_write_at_a_time(passes: Passes, registry: Registry) -> None:
     readers = [Reader(passes, registry, 1.0) for _ in range(2 * passes_module.WRITING)]
     change(passes, registry)
