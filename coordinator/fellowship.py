@@ -1,4 +1,4 @@
-"""Puts together what makes a coordinator one of several: fleet, herald, asks, convergence, pulse, views (OPS-2).
+"""Puts together what makes a coordinator one of several: fleet, herald, questions, asks, gather, views (OPS-2).
 
 Once, for `serve` and for tests alike. Holds no state itself and decides nothing.
 """
@@ -17,6 +17,7 @@ from coordinator.convergence import Convergence
 from coordinator.feed import Feed
 from coordinator.findings import Findings
 from coordinator.fleet import Beat, Fleet
+from coordinator.gather import Gather
 from coordinator.herald import Herald
 from coordinator.matrix import Matrix
 from coordinator.presence import PresenceTable
@@ -59,6 +60,7 @@ def fellowship(
     herald = Herald(me, about, registry, feed, presence, convergence, steady, asymmetry.unreached)
     questions = Questions(me, registry, feed.board, fleet)
     asks = Asks(questions, feed, presence, fleet)
+    gather = Gather(questions, matrix, feed, fleet, steady)
     pulse, findings = Pulse(feed, registry, steady), Findings(mesh.id, feed, steady)
-    views = Views(mesh, feed, presence, asymmetry, matrix, fleet, herald, pulse, findings)
+    views = Views(mesh, feed, presence, asymmetry, matrix, gather, fleet, herald, pulse, findings)
     return Fellowship(fleet, herald, questions, asks, convergence, views)
