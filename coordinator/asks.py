@@ -1,7 +1,4 @@
-"""Who has applied a revision? Asked of one coordinator, answered by all of them, through etcd (ACC-5, OPS-2).
-
-    ask/<id>                  the revision, written by the coordinator that was asked; taken down when it has its answer
-    ask/<id>/<coordinator>    the nodes that told that coordinator that they applied it, by name
+"""Who has applied a revision? Asked of one coordinator, answered by all of them (ACC-5, OPS-2): see questions.py.
 
 An answer names nodes instead of counting them: a count could only be compared with a roll of another moment, and a node
 that moves would be taken for one that applied. What is named stays true, whoever dies later. Nothing is concluded from
@@ -11,9 +8,7 @@ silence: who is not named is waited for, and told to people as not having applie
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,24 +16,13 @@ from coordinator import records
 from coordinator.feed import Feed
 from coordinator.fleet import Fleet
 from coordinator.presence import PresenceTable
-from coordinator.registry import ASKS, COMMIT_OPS, Committed, Delete, Expect, Put, Record, Registry
-from meshctl.errors import MeshError, UnreachableError
+from coordinator.questions import APPLIED, POLL_S, Answerer, Ask, Questions
+from meshctl.errors import UnreachableError
 from meshctl.mesh import limits
 from meshctl.mesh.model import NodeId
 
-POLL_S: Final = 0.02  # how often the one who waits counts
-ANSWER_EVERY_S: Final = 0.2
 ASK_AGAIN_S: Final = 0.5
-KEEP_S: Final = 60.0  # a question outlives its time by this much before others take it down
 MOST: Final = 40_000  # nodes in one answer: 24 bytes each, within COMMIT_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """The question."""
-
-    revision: int
-    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +47,11 @@ class Outcome:
 
 
 class Asks:
-    """Of the coordinator called `me`: asks for its operators, answers for those of others."""
+    """Asks for operators of this coordinator, and answers for those of others."""
 
-    def __init__(self, me: str, registry: Registry, feed: Feed, presence: PresenceTable, fleet: Fleet) -> None:
-        self._me, self._registry, self._feed, self._presence, self._fleet = me, registry, feed, presence, fleet
-        self._open: dict[str, tuple[Ask, Record, float]] = {}  # questions of others, and when we heard of each
-        self._own: set[str] = set()
-        self._said: dict[str, tuple[str, int]] = {}  # our answer to each, and its generation
-        self._wanted = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        feed.board.on_change.append(self._changed)
-
-    # ---- asking ------------------------------------------------------------------------------------------------------
+    def __init__(self, questions: Questions, feed: Feed, presence: PresenceTable, fleet: Fleet) -> None:
+        self._questions, self._feed, self._presence, self._fleet = questions, feed, presence, fleet
+        questions.answerers[APPLIED] = Answerer(self._say)
 
     async def applied(self, revision: int, timeout_s: float) -> Outcome:
         """Wait until every member of now has applied `revision`, or for `timeout_s`.
@@ -100,84 +77,16 @@ class Asks:
                     asked_of &= self._feed.members.keys()
                     return Outcome(len(asked_of) - len(waiting), tuple(sorted(waiting)), now - begun)
                 if not asked and now >= again_at and self._fleet.others():
-                    asked, again_at = await self._ask(Ask(revision, timeout_s)), now + ASK_AGAIN_S
+                    asked, again_at = await self._questions.put(Ask(revision, timeout_s)), now + ASK_AGAIN_S
                 await asyncio.sleep(POLL_S)
         finally:
             if asked:
-                task = asyncio.ensure_future(self._close(asked))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-
-    async def _ask(self, ask: Ask) -> str:
-        """The question's path; empty when it could not be written."""
-        path = ASKS + secrets.token_hex(6)
-        self._own.add(path)
-        with suppress(MeshError):
-            if isinstance(await self._registry.commit(Put(path, records.encode(ask), 0)), Committed):
-                return path
-        return ""
+                self._questions.withdraw(asked)
 
     def _answered(self, asked: str) -> set[NodeId]:
-        found: set[NodeId] = set()
-        if asked:
-            for path, record in self._feed.board.held.items():
-                if path.startswith(asked + "/"):
-                    found |= records.decode(record.value, Answer).nodes()
-        return found
+        answers = self._questions.answers(asked).values() if asked else ()
+        return {node for value in answers for node in records.decode(value, Answer).nodes()}
 
-    async def _close(self, asked: str) -> None:
-        with suppress(MeshError):
-            found, _ = await self._registry.list(asked)
-            await self._delete(found)
-        self._own.discard(asked)
-
-    async def _delete(self, found: tuple[Record, ...]) -> None:
-        for start in range(0, len(found), COMMIT_OPS):
-            await self._registry.commit(*(Delete(r.path, r.generation) for r in found[start : start + COMMIT_OPS]))
-
-    # ---- answering ---------------------------------------------------------------------------------------------------
-
-    def _changed(self, path: str, record: Record | None) -> None:
-        if not path.startswith(ASKS) or "/" in path.removeprefix(ASKS):
-            return
-        if record is None:
-            self._open.pop(path, None)
-            self._said.pop(path, None)
-        else:
-            with suppress(MeshError):
-                self._open[path] = records.decode(record.value, Ask), record, self._fleet.clock
-        if self._open:
-            self._wanted.set()
-        else:
-            self._wanted.clear()
-
-    async def run(self) -> None:
-        """For ever. An answer that could not be written is written the next time."""
-        while True:
-            await self._wanted.wait()
-            with suppress(MeshError):
-                await self.answer()
-            await asyncio.sleep(ANSWER_EVERY_S)
-
-    async def answer(self) -> None:
-        """Once, to every question of others: who has told us that they applied it."""
-        for path, (ask, at, _) in list(self._open.items()):
-            if path in self._own:
-                continue
-            text = "".join(sorted(self._presence.that_applied(ask.revision))[:MOST])
-            said, generation = self._said.get(path, ("", 0))
-            if text == said:
-                continue
-            put = Put(f"{path}/{self._me}", records.encode(Answer(text)), generation)
-            if isinstance(await self._registry.commit(put, Expect(path, at.generation)), Committed):
-                self._said[path] = text, generation + 1
-            else:  # the question is gone, or an answer of ours whose confirmation was lost stands
-                (mine,) = await self._registry.read(put.path)
-                self._said[path] = "", mine.generation if mine else 0
-
-    async def sweep(self) -> None:
-        """Take down questions whose asker died: long past their time, by our own listening."""
-        for path, (ask, _, heard) in list(self._open.items()):
-            if self._fleet.clock - heard > ask.timeout_s + KEEP_S:
-                found, _ = await self._registry.list(path)
-                await self._delete(found)
+    def _say(self, ask: Ask) -> bytes:
+        text = "".join(sorted(self._presence.that_applied(ask.revision))[:MOST])
+        return records.encode(Answer(text)) if text else b""

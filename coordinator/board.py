@@ -1,7 +1,7 @@
 """The notice board: what coordinators write for each other in etcd, as this one's watch brought it (OPS-2).
 
 Two kinds of notes: what each coordinator says of itself (fleet.py reads it, herald.py writes it), and questions that
-all of them answer (asks.py). The board keeps the newest of each and tells listeners; it looks into none and writes
+all of them answer (questions.py). The board keeps the newest of each and tells listeners; it looks into none and writes
 nothing. Notes are no part of the map: no stream is woken by one.
 """
 

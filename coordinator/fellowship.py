@@ -1,4 +1,4 @@
-"""Puts together what makes a coordinator one of several: fleet, herald, asks, convergence, pulse, views (OPS-2).
+"""Puts together what makes a coordinator one of several: fleet, herald, questions, asks, gather, views (OPS-2).
 
 Once, for `serve` and for tests alike. Holds no state itself and decides nothing.
 """
@@ -17,10 +17,12 @@ from coordinator.convergence import Convergence
 from coordinator.feed import Feed
 from coordinator.findings import Findings
 from coordinator.fleet import Beat, Fleet
+from coordinator.gather import Gather
 from coordinator.herald import Herald
 from coordinator.matrix import Matrix
 from coordinator.presence import PresenceTable
 from coordinator.pulse import Pulse
+from coordinator.questions import Questions
 from coordinator.registry import Registry
 from coordinator.views import Views
 from meshctl.mesh.model import MeshInfo
@@ -32,13 +34,14 @@ class Fellowship:
 
     fleet: Fleet
     herald: Herald
+    questions: Questions
     asks: Asks
     convergence: Convergence
     views: Views
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
         """For ever, each of them."""
-        return [self.fleet.run(), self.herald.run(), self.asks.run(), self.views.pulse.run()]
+        return [self.fleet.run(), self.herald.run(), self.questions.run(), self.views.pulse.run()]
 
 
 def fellowship(
@@ -55,7 +58,9 @@ def fellowship(
     convergence = Convergence(feed, presence, steady)
     asymmetry, matrix = Asymmetry(feed, presence, fleet), Matrix(feed, presence, fleet, steady)
     herald = Herald(me, about, registry, feed, presence, convergence, steady, asymmetry.unreached)
-    asks = Asks(me, registry, feed, presence, fleet)
+    questions = Questions(me, registry, feed.board, fleet)
+    asks = Asks(questions, feed, presence, fleet)
+    gather = Gather(questions, matrix, feed, fleet, steady)
     pulse, findings = Pulse(feed, registry, steady), Findings(mesh.id, feed, steady)
-    views = Views(mesh, feed, presence, asymmetry, matrix, fleet, herald, pulse, findings)
-    return Fellowship(fleet, herald, asks, convergence, views)
+    views = Views(mesh, feed, presence, asymmetry, matrix, gather, fleet, herald, pulse, findings)
+    return Fellowship(fleet, herald, questions, asks, convergence, views)

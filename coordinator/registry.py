@@ -12,7 +12,7 @@ Layout, all of it under ROOT; ids are opaque, names and addresses appear only as
     gone/<id>         its tombstone                                  address/<hmac>, name/<hmac>   taken by which node
     rotation/plan     what the last rotation is to do                rotation/turn    how far it is
     coordinator/<id>/beat, coordinator/<id>/roll/<c>   what a coordinator says of itself, and who is connected there
-    ask/<id>, ask/<id>/<coordinator>                   who applied a revision? and what each coordinator knows of it
+    ask/<id>, ask/<id>/<coordinator>                   a question, and what each coordinator answers, while one waits
 
 Meets ENC-1 (what is readable in etcd is listed here), OPS-2 (every decision is one transaction with compares).
 """

@@ -137,7 +137,7 @@ async def serve(directory: Path, config: CoordinatorConfig, events: Events, say:
             events.emit(PolicyAllowAll())
         say(f"serving mesh {authority.mesh.name} on {', '.join(config.listen)}")
         after_s = config.rotate_after_s
-        upkeeping = upkeep.run(members, feed, fellows.fleet, fellows.herald, fellows.asks, rotations, after_s)
+        upkeeping = upkeep.run(members, feed, fellows.fleet, fellows.herald, fellows.questions, rotations, after_s)
         loops = [feed.run(), upkeeping, rotations.run(), heap.run(lambda: front.connections), *fellows.loops()]
         stack.push_async_callback(fellows.herald.leave)
         await _until_stopped([*loops, child.watchdog()] if child else loops)

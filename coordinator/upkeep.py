@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from coordinator.asks import Asks
 from coordinator.feed import Feed
 from coordinator.fleet import Fleet
 from coordinator.herald import Herald
 from coordinator.members import Members
+from coordinator.questions import Questions
 from coordinator.records import Why
 from coordinator.registry import COORDINATORS
 from coordinator.rotations import Rotations
@@ -29,7 +29,7 @@ async def run(
     feed: Feed,
     fleet: Fleet,
     herald: Herald,
-    asks: Asks,
+    questions: Questions,
     rotations: Rotations,
     rotate_after_s: float,
 ) -> None:
@@ -40,7 +40,7 @@ async def run(
             await members.sweep()
             await remove_absent(members, feed, fleet)
             await take_down_old_notes(fleet, herald)
-            await asks.sweep()
+            await questions.sweep()
             await rotate_old(rotations, feed, rotate_after_s, now=time.time())
         except MeshError:
             continue

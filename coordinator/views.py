@@ -13,6 +13,7 @@ from coordinator.asymmetry import Asymmetry
 from coordinator.feed import Feed
 from coordinator.findings import Findings
 from coordinator.fleet import Beat, Fleet, Other
+from coordinator.gather import Gather
 from coordinator.herald import Herald
 from coordinator.matrix import Matrix
 from coordinator.presence import PresenceTable
@@ -34,6 +35,7 @@ class Views:
     presence: PresenceTable
     asymmetry: Asymmetry
     matrix: Matrix
+    gather: Gather
     fleet: Fleet
     herald: Herald
     pulse: Pulse

@@ -80,8 +80,9 @@ class OperatorService(rpc.OperatorServicer):  # type: ignore[misc]
 
     @calls.translated
     async def Matrix(self, request: Any, context: Context) -> Any:
-        """Who tested whom, of the nodes that are connected here."""
-        return rows.grid_message(self._views.matrix.grid(self._views.mesh.name))
+        """Who tested whom; of nodes at other coordinators, what these answer."""
+        elsewhere = await self._views.gather.rows()
+        return rows.grid_message(self._views.matrix.grid(self._views.mesh.name, elsewhere))
 
     @calls.translated
     async def Rotate(self, request: Any, context: Context) -> Any:

@@ -5,6 +5,7 @@ Pure: a Grid in, words out. A symbol per cell, the same everywhere; what is wron
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from html import escape
 from itertools import groupby
@@ -19,11 +20,15 @@ SYMBOLS: Final = {Verdict.OK: "o", Verdict.DEGRADED: "~", Verdict.FAILED: "x", V
 SELF, NONE, DISAGREE = ".", "-", "!"
 LEGEND: Final = {
     "o": "ok", "~": "degraded", "x": "failed", "?": "not known yet", DISAGREE: "the two sides disagree",
-    NONE: "no report here", SELF: "itself",
+    NONE: "no report", SELF: "itself",
 }  # fmt: skip
 _AGES: Final = {
     Age.NEVER: "never tested", Age.FRESH: "tested in time", Age.MINUTES: "not tested for minutes",
     Age.OLD: "not tested for more than 10 minutes",
+}  # fmt: skip
+_WHY: Final = {
+    matrix.SILENT: "did not answer in time", matrix.FULL: "has more rows than one answer holds",
+    matrix.GARBLED: "gave an answer that cannot be read",
 }  # fmt: skip
 TABLE_MOST: Final = 128  # nodes: beyond, a browser is slow with cells of a table, and a line of text a node is not
 
@@ -49,7 +54,7 @@ def summary(grid: Grid) -> str:
     good, every = matrix.counts(grid)
     known = sum(line.known for line in grid.lines)
     return (
-        f"mesh {grid.mesh}   revision {grid.revision}   {known} of {len(grid.lines)} nodes report here   "
+        f"mesh {grid.mesh}   revision {grid.revision}   {known} of {len(grid.lines)} nodes report   "
         f"{good} of {every} pairs ok on both sides"
     )
 
@@ -57,10 +62,21 @@ def summary(grid: Grid) -> str:
 def state(line: Line) -> str:
     """Where a row is from, or why there is none."""
     if line.known:
-        return f"said {age(line.heard_s)} ago"
+        return f"said {age(line.heard_s)} ago" + (f" at {line.via}" if line.via else "")
+    if line.via and line.why:
+        return f"not shown: connected at {line.via}, which {_WHY.get(line.why, line.why)}"
     if line.via:
-        return f"not shown: connected at {line.via}"
+        return f"no row yet at {line.via}"
     return "no row yet" if line.connected else "not connected"
+
+
+def gaps(grid: Grid) -> list[str]:
+    """Coordinators whose nodes are not shown, and why."""
+    found = Counter((line.via, line.why) for line in grid.lines if line.via and line.why and not line.known)
+    return [
+        f"{via} {_WHY.get(why, why)}: {count} node{'s are' if count > 1 else ' is'} not shown"
+        for (via, why), count in sorted(found.items())
+    ]
 
 
 def sentence(grid: Grid, pair: Pair) -> str:
@@ -78,7 +94,7 @@ def _rank(cell: Cell) -> int:
 
 def _words(cell: Cell | None) -> str:
     if cell is None:
-        return "no report here"
+        return "no report"
     code = f" {cell.code}" if cell.code else ""
     return f"{cell.verdict}{code}" + ("" if cell.age is Age.FRESH else f", {_AGES[cell.age]}")
 
@@ -166,7 +182,8 @@ def page(grid: Grid, stamp: str) -> str:
         f"<title>mesh {escape(grid.mesh)}: who tested whom</title><style>{_STYLE}</style></head><body>"
         f"<h1>Who tested whom</h1><p>{escape(summary(grid))}<br>{escape(stamp)}. "
         "Each row is what that node says of the others.</p>"
-        f'<p class="legend">{legend}</p><div class="grid">{body}</div>'
+        + "".join(f"<p>{escape(gap)}</p>" for gap in gaps(grid))
+        + f'<p class="legend">{legend}</p><div class="grid">{body}</div>'
         + wrong
         + (f"<h2>What the checks mean</h2><ul>{checks}</ul>" if checks else "")
         + "</body></html>\n"

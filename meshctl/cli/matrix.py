@@ -1,4 +1,4 @@
-"""`meshctl matrix`: who tested whom, when, worst finding, as one coordinator has it (NET-7, OPS-4).
+"""`meshctl matrix`: who tested whom, when, worst finding, as all coordinators have it (NET-7, OPS-4).
 
 For the operator, on a coordinator's machine: it speaks to the root-only socket of `mesh-coordinator`. Prints; the
 judgement is mesh/matrix.py's.
@@ -41,7 +41,8 @@ TOLD = 40  # pairs that are named in the terminal
 def matrix(html: Path | None, as_json: bool, data_dir: Path) -> None:
     """Who tested whom, and what both sides of each pair say.
 
-    Shows what the nodes report that are connected to this coordinator; of others it says where they are.
+    Shows what nodes report to this coordinator, and to the others, which it asks. One that does not answer within 2 s
+    is named, and so are the nodes that are connected there.
     """
     grid = rows.grid(desk.call(desk.directory(data_dir), "Matrix", operator.nothing()))
     if html:
@@ -54,6 +55,8 @@ def matrix(html: Path | None, as_json: bool, data_dir: Path) -> None:
         terminal.echo_json(_plain(grid))
     elif html:
         click.echo(f"wrote {html}: {show.summary(grid)}")
+        for gap in show.gaps(grid):
+            click.echo(f"! {gap}")
     else:
         _print(grid)
 
@@ -62,6 +65,8 @@ def _print(grid: Grid) -> None:
     import shutil  # late: half a megabyte, and an agent is the same command
 
     click.echo(show.summary(grid))
+    for gap in show.gaps(grid):
+        click.echo(f"! {gap}")
     for line in show.text(grid, shutil.get_terminal_size((120, 24)).columns):
         click.echo(line)
     found = show.worst_first(grid)
@@ -82,7 +87,7 @@ def _plain(grid: Grid) -> dict[str, object]:
         "pairs_ok": good,
         "nodes": [
             {"id": x.id, "name": x.name, "known": x.known, "heard_s": x.heard_s if x.known else None,
-             "connected": x.connected, "via": x.via, "row": row}
+             "connected": x.connected, "via": x.via, "why": x.why, "row": row}
             for x, row in zip(grid.lines, show.symbols(grid), strict=True)
         ],
         "legend": show.LEGEND,

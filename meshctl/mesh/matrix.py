@@ -55,9 +55,32 @@ class MatrixRow(NamedTuple):
     cells: bytes
 
 
+class Held(NamedTuple):
+    """One node's row, and how long ago the coordinator heard it, by that one's own steady clock."""
+
+    node: NodeId
+    heard_s: float
+    cells: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The rows that one coordinator has, all of them of the map `roster`; `left_out` more than could be told."""
+
+    roster: bytes
+    rows: tuple[Held, ...]
+    left_out: int = 0
+
+
+# Why a row is not here, when the reason is the coordinator where its node is connected.
+SILENT: Final = "silent"  # it did not answer in time
+FULL: Final = "full"  # it had more rows than one answer holds
+GARBLED: Final = "garbled"  # its answer cannot be read
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One node of a grid. `heard_s`: since its row came; `via`: where it is connected, if elsewhere."""
+    """One node of a grid. `heard_s`: since its row came; `via`: where it is connected, if elsewhere; `why`: above."""
 
     id: str
     name: str
@@ -65,11 +88,12 @@ class Line:
     heard_s: float
     connected: bool
     via: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Everybody's rows as one coordinator has them: `cells` has one byte per line and column, row after row."""
+    """Everybody's rows as one coordinator shows them: `cells` has one byte per line and column, row after row."""
 
     mesh: str
     revision: int

@@ -12,6 +12,7 @@ import pytest
 
 from coordinator import etcd as adapter
 from coordinator.registry import (
+    COMMIT_BYTES,
     ROOT,
     Changes,
     Committed,
@@ -215,6 +216,18 @@ async def test_what_can_never_be_committed_is_refused_before_it_is_sent(store: S
         with pytest.raises(ProtocolError):
             await store.registry.commit(*ops)
     assert isinstance(await store.registry.commit(*(Put(f"{a}{n}", bytes(8192), 0) for n in range(128))), Committed)
+
+
+async def test_largest_commit_is_taken_and_seen_whole(store: Store) -> None:
+    """An answer between coordinators may be one record of that size."""
+    guard, big = await store.put("guard", b"1"), bytes(range(256)) * (COMMIT_BYTES // 256)
+    done = await store.registry.commit(Put(store.at + "big", big, 0), Expect(store.at + "guard", 1))
+    assert isinstance(done, Committed)
+    async with asyncio.timeout(10), aclosing(store.registry.watch(store.at, guard + 1)) as watch:
+        async for news in watch:
+            assert isinstance(news, Changes)
+            assert [event.value for event in news.events if isinstance(event, Record)] == [big]
+            break
 
 
 async def test_health_is_in_words(store: Store) -> None:

@@ -102,6 +102,7 @@ class Coordinator:
         about = Beat(home, "0", clock(), (f"{home}:7443",))
         self.fellows = fellowship(authority.mesh, about, sealed, self.feed, self.presence, self.steady)
         self.fleet, self.herald, self.asks = self.fellows.fleet, self.fellows.herald, self.fellows.asks
+        self.questions = self.fellows.questions
         self.views = self.fellows.views
         self.asymmetry = self.views.asymmetry
         self.on_gone += [self.fleet.forget, self.views.matrix.forget, self.views.findings.forget]

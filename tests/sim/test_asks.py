@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from coordinator.asks import Ask, Outcome
+from coordinator.asks import Outcome
 from coordinator.fleet import SILENT_S
+from coordinator.questions import Ask
 from coordinator.records import Why, encode
 from coordinator.registry import ASKS, Delete, Put
 from meshctl.errors import UnreachableError
@@ -33,7 +35,7 @@ async def answered(mesh: World, asked: asyncio.Task[Outcome]) -> Outcome:
         while not asked.done():
             for one in mesh.coordinators:
                 if not one.line.cut:
-                    await one.asks.answer()
+                    await one.questions.answer()
             await asyncio.sleep(0.01)
     return asked.result()
 
@@ -82,7 +84,7 @@ async def test_coordinator_that_answered_and_died_is_still_believed(mesh: World)
     says(two, a)
     async with asyncio.timeout(5):
         while not any(path.count("/") > 4 for path in one.feed.board.held if path.startswith(ASKS)):
-            await two.asks.answer()
+            await two.questions.answer()
             await asyncio.sleep(0.01)
     await two.lag()
     mesh.coordinators.remove(two)
@@ -135,16 +137,16 @@ async def test_question_of_a_coordinator_that_died_is_taken_down(mesh: World) ->
     path = ASKS + "orphan"
     await mesh.sealed.commit(Put(path, encode(Ask(1, 5.0)), 0))
     await mesh.caught_up()
-    await one.asks.answer()
+    await one.questions.answer()
     assert f"{path}/{one.fleet.me}" in mesh.registry._records
-    await one.asks.sweep()
+    await one.questions.sweep()
     assert path in mesh.registry._records
     for _ in range(70):
         await mesh.heard()
-    await asyncio.gather(*(c.asks.sweep() for c in mesh.coordinators))
+    await asyncio.gather(*(c.questions.sweep() for c in mesh.coordinators))
     await mesh.caught_up()
     assert not [held for held in mesh.registry._records if held.startswith(ASKS)]
-    await one.asks.answer()
+    await one.questions.answer()
 
 
 async def test_answer_to_a_question_that_is_gone_leaves_nothing_behind(mesh: World) -> None:
@@ -154,5 +156,35 @@ async def test_answer_to_a_question_that_is_gone_leaves_nothing_behind(mesh: Wor
     await mesh.caught_up()
     await one.lag()
     await mesh.sealed.commit(Delete(path, 1))
-    await one.asks.answer()
+    await one.questions.answer()
     assert not [held for held in mesh.registry._records if held.startswith(ASKS)]
+
+
+async def test_answer_that_races_with_the_end_of_its_question_leaves_nothing_behind(mesh: World) -> None:
+    await connect(mesh, 1, "a")
+    one, two = mesh.coordinators
+    path = await one.questions.put(Ask(1, 5.0))
+    await mesh.caught_up()
+    await two.lag()  # it does not hear that the question is gone
+    listed = one.line.list
+
+    async def answers_meanwhile(prefix: str) -> Any:
+        found = await listed(prefix)
+        await two.questions.answer()
+        return found
+
+    one.line.list = answers_meanwhile  # type: ignore[method-assign]
+    one.questions.withdraw(path)
+    await asyncio.gather(*one.questions._tasks)
+    assert not [path for path in mesh.registry._records if path.startswith(ASKS)]
+
+
+async def test_answers_that_outlived_their_question_are_taken_down(mesh: World) -> None:
+    """Its asker died between taking down the one and the others."""
+    await mesh.sealed.commit(Put(ASKS + "gone/deadbeef", encode(Ask(1, 5.0)), 0))
+    await mesh.caught_up()
+    await mesh.first.questions.sweep()
+    for _ in range(62):
+        await mesh.heard()
+    await mesh.first.questions.sweep()
+    assert not [path for path in mesh.registry._records if path.startswith(ASKS)]

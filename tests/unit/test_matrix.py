@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
 import tracemalloc
 from collections.abc import Callable
 from html.parser import HTMLParser
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from coordinator.matrix import Matrix
+from coordinator.gather import MOST, Gather
+from coordinator.matrix import Elsewhere, Matrix
 from meshctl.agent.health import Health
 from meshctl.cli import grid as show
 from meshctl.errors import ProtocolError
@@ -26,6 +29,7 @@ from meshctl.wire.v1 import mesh_pb2 as pb
 
 OK, DEGRADED, FAILED, UNKNOWN = Verdict.OK, Verdict.DEGRADED, Verdict.FAILED, Verdict.UNKNOWN
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
+ALONE = Elsewhere()
 WELL, DOWN = matrix.pack(Cell(OK, Age.FRESH, "")), matrix.pack(Cell(FAILED, Age.MINUTES, PATH))
 
 
@@ -156,35 +160,42 @@ def test_row_of_an_older_map_is_put_in_the_order_of_the_new_one() -> None:
     feed.members[B] = SimpleNamespace(node=SimpleNamespace(name="a-first"))
     feed.revision = 2
     passes(7.0)
-    seen = made.grid("lab")
+    seen = made.grid("lab", ALONE)
     assert [(line.name, line.known) for line in seen.lines] == [("a-first", False), ("n-a", True), ("n-c", False)]
     assert seen.lines[1].heard_s == 7.0
     assert (seen.at(1, 2), seen.at(1, 0), seen.at(0, 1)) == ((OK, Age.FRESH, ""), (UNKNOWN, Age.NEVER, ""), None)
     del feed.members[C]
     feed.revision = 3
     made.forget(C)
-    assert len(made.grid("lab").cells) == 4
+    assert len(made.grid("lab", ALONE).cells) == 4
 
 
 def test_row_of_a_map_that_nobody_knows_says_nothing_and_an_endless_one_is_not_kept() -> None:
     made, _, _ = holding(A, B)
     made.take(A, MatrixRow(b"x" * 16, bytes([0, WELL])))
     made.take(B, MatrixRow(matrix.fingerprint([A, B]), bytes(5)))  # of another length than its map
-    assert [line.known for line in made.grid("lab").lines] == [False, False]
+    assert [line.known for line in made.grid("lab", ALONE).lines] == [False, False]
     made.take(B, MatrixRow(matrix.fingerprint([A, B]), bytes(200_000)))
     assert len(made._rows[B][0].cells) == 5
 
 
-def test_node_that_is_connected_elsewhere_is_named_and_not_shown() -> None:
+def test_node_that_is_connected_elsewhere_is_named_and_shown_when_that_one_told() -> None:
     made, _, _ = holding(A, B)
     made.take(B, MatrixRow(matrix.fingerprint([A, B]), bytes([WELL, 0])))
     made._presence.is_connected = lambda node: node == A  # type: ignore[method-assign]
-    elsewhere: Any = SimpleNamespace(beat=SimpleNamespace(name="b.example:7443"))
+    elsewhere: Any = SimpleNamespace(id="b", beat=SimpleNamespace(name="b.example:7443"))
     made._fleet.where = lambda node: (elsewhere, 0, "ok") if node == B else None  # type: ignore[method-assign]
-    seen = made.grid("lab")
+    seen = made.grid("lab", ALONE)
     assert (seen.lines[1].known, seen.lines[1].connected, seen.lines[1].via) == (False, True, "b.example:7443")
-    assert [show.state(line) for line in seen.lines] == ["no row yet", "not shown: connected at b.example:7443"]
+    assert [show.state(line) for line in seen.lines] == ["no row yet", "no row yet at b.example:7443"]
     assert show.symbols(seen) == [".-", "-."]
+    assert show.gaps(seen) == []
+    seen = made.grid("lab", Elsewhere(why={"b": matrix.SILENT}))
+    assert show.state(seen.lines[1]) == "not shown: connected at b.example:7443, which did not answer in time"
+    assert show.gaps(seen) == ["b.example:7443 did not answer in time: 1 node is not shown"]
+    told = {B: (MatrixRow(matrix.fingerprint([A, B]), bytes([DOWN, 0])), 90.0)}
+    seen = made.grid("lab", Elsewhere(told, {"b": ""}))
+    assert (show.symbols(seen), show.state(seen.lines[1])) == ([".-", "x."], "said 10s ago at b.example:7443")
 
 
 def test_thousand_nodes_stay_far_below_64_mb(record_property: Callable[[str, object], None]) -> None:
@@ -195,7 +206,7 @@ def test_thousand_nodes_stay_far_below_64_mb(record_property: Callable[[str, obj
     for node in ids:
         made.take(node, MatrixRow(bytes(bytearray(roster)), bytes([WELL]) * 1000))
     held = tracemalloc.get_traced_memory()[0]
-    message = rows.grid_message(made.grid("lab"))
+    message = rows.grid_message(made.grid("lab", ALONE))
     seen = rows.grid(message)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -206,6 +217,44 @@ def test_thousand_nodes_stay_far_below_64_mb(record_property: Callable[[str, obj
         f"matrix of 1,000 nodes: {held / 1e6:.1f} MB held, {peak / 1e6:.1f} MB while it is asked for, "
         f"{message.ByteSize() / 1e3:.0f} kB to the operator, {len(roster) + 1000} bytes a row",
     )
+
+
+def test_thousand_nodes_at_another_coordinator_stay_far_below_64_mb(
+    record_property: Callable[[str, object], None],
+) -> None:
+    """None is connected here. Cells are one byte again and again, or, at worst, noise."""
+    ids = [NodeId(f"{number:024}") for number in range(1000)]
+    here, feed, _ = holding(*ids)
+    here._presence.is_connected = lambda node: False  # type: ignore[method-assign]
+    other: Any = SimpleNamespace(id="b", beat=SimpleNamespace(name="b.example:7443"))
+    here._fleet.where = lambda node: (other, 0, "ok")  # type: ignore[method-assign]
+    gather = Gather(SimpleNamespace(answerers={}), here, feed, here._fleet, lambda: 100.0)  # type: ignore[arg-type]
+    cells: tuple[tuple[str, Callable[[int], bytes]], ...] = (
+        ("one byte", bytes([WELL]).__mul__),
+        ("noise", Random(7).randbytes),
+    )
+    for what, some in cells:
+        there, _, _ = holding(*ids)
+        for node in ids:
+            there.take(node, MatrixRow(matrix.fingerprint(ids), some(1000)))
+        begun = time.process_time()
+        packed = rows.pack(there.share(), MOST)
+        took = time.process_time() - begun
+        tracemalloc.start()
+        elsewhere = Elsewhere(why={"b": matrix.SILENT})
+        elsewhere.why["b"] = gather._take(bytes(bytearray(packed)), elsewhere)
+        seen = rows.grid(rows.grid_message(here.grid("lab", elsewhere)))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        shown = sum(line.known for line in seen.lines)
+        assert len(packed) <= MOST
+        assert peak < 64e6
+        assert (elsewhere.why["b"], shown) == ("", 1000)
+        record_property(
+            "figure",
+            f"rows of 1,000 nodes from another coordinator, {what}: {len(packed) / 1e3:.0f} kB through etcd, packed in "
+            f"{took * 1e3:.0f} ms, {peak / 1e6:.1f} MB at the one who asks, {shown} shown",
+        )
 
 
 # ---- what people see -------------------------------------------------------------------------------------------------
@@ -220,7 +269,7 @@ def test_text_lines_up_and_says_when_it_does_not_fit() -> None:
         "each row: what that node says of the others.  o ok  ! the two sides disagree  . itself",
     ]
     assert list(show.text(LIE, 10)) == ["3 columns do not fit here: --html FILE shows them"]
-    assert show.summary(LIE) == "mesh lab   revision 7   3 of 3 nodes report here   2 of 3 pairs ok on both sides"
+    assert show.summary(LIE) == "mesh lab   revision 7   3 of 3 nodes report   2 of 3 pairs ok on both sides"
 
 
 class Page(HTMLParser):
@@ -238,7 +287,8 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("size", [3, 200])
 def test_page_is_self_contained_and_has_every_cell(size: int) -> None:
-    lines = tuple(Line(str(i), f"n<{i}>", i != 1, 3.0, True, "" if i != 1 else "b.example:7443") for i in range(size))
+    away = Line("1", "n<1>", False, 3.0, True, "b.example:7443", matrix.SILENT)
+    lines = tuple(away if i == 1 else Line(str(i), f"n<{i}>", True, 3.0, True) for i in range(size))
     text = show.page(Grid("lab", 7, lines, bytes([WELL]) * size * size), "Made now")
     page = Page()
     page.feed(text)
@@ -246,7 +296,8 @@ def test_page_is_self_contained_and_has_every_cell(size: int) -> None:
     assert not page.foreign
     assert not re.search(r"@import|url\(|https?:", text)
     assert "n<0>" not in text
-    assert "not shown: connected at b.example:7443" in text
+    assert text.count("b.example:7443, which did not answer in time") == 1
+    assert "b.example:7443 did not answer in time: 1 node is not shown" in text
     cells = (
         text.count("<td class=ok ")
         if size == 3

@@ -627,17 +627,19 @@ class Grid(_message.Message):
     def __init__(self, mesh: _Optional[str] = ..., revision: _Optional[int] = ..., lines: _Optional[_Iterable[_Union[GridLine, _Mapping]]] = ..., cells: _Optional[bytes] = ...) -> None: ...
 
 class GridLine(_message.Message):
-    __slots__ = ("id", "name", "known", "heard", "connected", "via")
+    __slots__ = ("id", "name", "known", "heard", "connected", "via", "why")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     KNOWN_FIELD_NUMBER: _ClassVar[int]
     HEARD_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     VIA_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     known: bool
     heard: float
     connected: bool
     via: str
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., known: _Optional[bool] = ..., heard: _Optional[float] = ..., connected: _Optional[bool] = ..., via: _Optional[str] = ...) -> None: ...
+    why: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., known: _Optional[bool] = ..., heard: _Optional[float] = ..., connected: _Optional[bool] = ..., via: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
