@@ -177,7 +177,6 @@ class Front:
         One context serves all handshakes: a fresh one each would cost 2 ms, more than the handshake.
         """
         self._context: ssl.SSLContext = tls.server_context(credentials)
-        self.ca = credentials.ca
 
     async def start(self, addresses: Sequence[tuple[str, int]]) -> None:
         """Listen on every (host, port). Raises EnvironmentFault and listens on none if one of them fails."""

@@ -119,7 +119,7 @@ class Members:
         token = Token(name, hashlib.sha256(secret).digest(), now, now + life_s, uses, tags, ephemeral, note=note)
         await self._registry.commit(Put(TOKENS + name, records.encode(token), 0))
         await self._events.commit(TokenCreated(actor=actor, token=name, expires=token.expires, uses=uses, tags=tags))
-        return JoinToken(pki.fingerprint(self.mesh.ca), name, secret, self.mesh.coordinators)
+        return JoinToken(pki.ca_key(self.mesh.ca), self.mesh.id, name, secret, self.mesh.coordinators)
 
     async def tokens(self) -> tuple[Token, ...]:
         """All tokens, newest first; hashes only."""

@@ -258,10 +258,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def _identify(self) -> None:
         protocol, certificate = self._tls.selected_alpn_protocol(), self._tls.getpeercert(binary_form=True)
-        if protocol == tls.CA_PROTOCOL:
-            self._tls.write(self.front.ca)
-            self.finish()
-            return
         if protocol != tls.GRPC_PROTOCOL:
             self.end(Why.PROTOCOL)
             return

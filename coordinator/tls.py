@@ -21,7 +21,6 @@ from meshctl.errors import EnvironmentFault, TrustError
 
 SUITE: Final = "TLS_AES_256_GCM_SHA384"  # ENC-3; 0x1302 on the wire
 GRPC_PROTOCOL: Final = "h2"
-CA_PROTOCOL: Final = "meshctl-ca"  # ALPN: the answer is the CA certificate, DER, then end of stream
 CLIENT_HELLO_BYTES: Final = 8 * 1024  # stock grpcio with ML-KEM and our ALPN sends 1.8 kB
 _RECORD_HEADER_BYTES: Final = 5  # RFC 8446, 5.1: type, version, length
 _MESSAGE_HEADER_BYTES: Final = 4  # RFC 8446, 4: type, 24-bit length
@@ -59,7 +58,7 @@ def server_context(credentials: Credentials) -> ssl.SSLContext:
     context.num_tickets = 0
     context.verify_mode = ssl.CERT_OPTIONAL
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    context.set_alpn_protocols([GRPC_PROTOCOL, CA_PROTOCOL])
+    context.set_alpn_protocols([GRPC_PROTOCOL])
     _restrict(context)
     try:
         context.load_verify_locations(cadata=credentials.ca)

@@ -381,9 +381,9 @@ def snapshot() -> bytes:
 
 
 def secret(text: str) -> bytes:
-    """What only the token knows: 32 bytes after the CA's fingerprint (32) and the token's id (8)."""
-    body = text.removeprefix("mesh1.")
-    return base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))[40:72]
+    """What only the token knows: 32 bytes after the CA's key (33), the mesh's id (12) and the token's own (8)."""
+    body = text.removeprefix("mesh2.")
+    return base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))[53:85]
 
 
 def spellings(key: bytes) -> set[bytes]:

@@ -1,22 +1,17 @@
-"""Connections to a coordinator: first contact by fingerprint, then gRPC over TLS with pinned CA (ENC-3, NET-1).
+"""Connections to a coordinator: gRPC over TLS with pinned CA (ENC-3, NET-1).
 
-The node knows the SHA-256 of the CA from its token. It fetches the CA over TLS without trusting anything (ALPN
-`meshctl-ca`), compares, and from then on every channel is verified against that CA and nothing else.
+Every channel is verified against the mesh's CA and nothing else; the first one too, as the token carries the CA's key.
 """
 
 from __future__ import annotations
-
-import asyncio
-import hmac
 
 import grpc
 
 from meshctl.crypto import pki
 from meshctl.crypto.identity import Identity
-from meshctl.errors import TrustError, UnreachableError
+from meshctl.errors import UnreachableError
 from meshctl.mesh import limits
 
-CA_PROTOCOL = "meshctl-ca"
 CONNECT_TIMEOUT_S = 5.0
 
 
@@ -28,42 +23,14 @@ def split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-async def fetch_ca(address: str, fingerprint: bytes) -> bytes:
-    """The mesh's CA certificate (DER) from one coordinator.
-
-    Raises UnreachableError, or TrustError when somebody else answers under that address.
-    """
-    import ssl  # late: only a node that joins needs it (lean.py)
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # what arrives is compared with the fingerprint, nothing else counts
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols([CA_PROTOCOL])
-    host, port = split(address)
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host, port, ssl=context)
-            try:
-                der = await reader.read(limits.PRE_AUTH_MESSAGE_BYTES)
-            finally:
-                writer.close()
-    except (OSError, ssl.SSLError, TimeoutError) as error:
-        raise UnreachableError(
-            f"coordinator {address} does not answer", "is it running, and is its TCP port open from here?"
-        ) from error
-    if not hmac.compare_digest(pki.fingerprint(der), fingerprint):
-        raise TrustError(
-            f"{address} is not a coordinator of this token's mesh: its CA has another fingerprint",
-            "check the address in the token; somebody may be in between",
-        )
-    return der
-
-
 def open_channel(
     address: str, ca: bytes, identity: Identity | None = None, certificate: bytes = b""
 ) -> grpc.aio.Channel:
-    """A channel to `address`; with identity and certificate (DER) it is mutual."""
+    """A channel to `address`; `ca` is its certificate or an anchor (DER). With identity and certificate it is mutual.
+
+    Raises UnreachableError when `address` is none.
+    """
+    split(address)
     credentials = grpc.ssl_channel_credentials(
         root_certificates=pki.pem(ca),
         private_key=pki.key_pem(identity.device) if identity else None,

@@ -70,34 +70,31 @@ async def join(
 async def _enrol(
     identity: Identity, token: JoinToken, name: str, tags: Sequence[str], local: Sequence[Candidate]
 ) -> tuple[codec.Membership, bool]:
-    """At the first coordinator that can: one that cannot reach etcd, or whose disk is full, is not the only one.
+    """At the first coordinator that can: one that cannot reach etcd, whose disk is full, or in whose place
+    somebody else answers, is not the only one.
 
     A coordinator that admitted us and could not say so is no loss: the next one resumes.
     """
     failure: MeshError = UnreachableError("the token names no coordinator", "ask for a new one")
+    anchor = pki.anchor(token.mesh, token.ca_key)
     for address in token.coordinators:
         try:
-            ca = await channel.fetch_ca(address, token.ca_fingerprint)
-        except MeshError as error:
-            failure = error
-            continue
-        try:
-            return await _enrol_at(address, ca, identity, token, name, tags, local)
-        except (UnreachableError, EnvironmentFault) as error:
+            return await _enrol_at(address, anchor, identity, token, name, tags, local)
+        except (UnreachableError, EnvironmentFault, TrustError) as error:
             failure = error
     raise failure
 
 
 async def _enrol_at(
     address: str,
-    ca: bytes,
+    anchor: bytes,
     identity: Identity,
     token: JoinToken,
     name: str,
     tags: Sequence[str],
     local: Sequence[Candidate],
 ) -> tuple[codec.Membership, bool]:
-    async with channel.open_channel(address, ca) as wire:
+    async with channel.open_channel(address, anchor) as wire:
         try:
             challenge = await unary.begin(wire, codec.hello())
             statement = identity.state(challenge.mesh_id, 1)
@@ -107,7 +104,7 @@ async def _enrol_at(
         except grpc.aio.AioRpcError as error:
             raise status.error(error, f"coordinator {address}") from error
     member = codec.joined(answer)
-    if member.node.id != identity.id or not hmac.compare_digest(pki.fingerprint(member.mesh.ca), token.ca_fingerprint):
+    if member.node.id != identity.id or not pki.is_anchored(member.mesh.ca, anchor):
         raise TrustError(
             "the coordinator answered with a membership that is not ours", "report this to the mesh's operator"
         )

@@ -1,7 +1,7 @@
 """Tries the ways to the coordinators, before joining or after: TCP, TLS, first contact, UDP, path MTU (NET-1, OPS-4).
 
-Sends to the coordinators' own addresses and to nobody else, and no secret: of the token only the CA's fingerprint is
-used. Judges nothing (mesh/ways.py does) and changes nothing; natcheck.py is the part that speaks UDP.
+Sends to the coordinators' own addresses and to nobody else, and no secret: of the token only what stands for the
+CA is used. Judges nothing (mesh/ways.py does) and changes nothing; natcheck.py is the part that speaks UDP.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ _TIMEOUT_S: Final = 10.0
 Found = Mapping[socket.AddressFamily, natcheck.Address]
 
 
-async def look(addresses: Iterable[str], fingerprint: bytes, port: int) -> tuple[Way, ...]:
-    """All coordinators at once; each answers or does not within seconds. `port`: WireGuard's, for UDP."""
+async def look(addresses: Iterable[str], ca: bytes, port: int) -> tuple[Way, ...]:
+    """All coordinators at once; each answers or does not within seconds. `ca`: its certificate or an anchor (DER);
+    `port`: WireGuard's, for UDP.
+    """
     names = tuple(dict.fromkeys(addresses))
     found = dict(zip(names, await asyncio.gather(*map(_resolve, names)), strict=True))
     there = {address: places for address, places in found.items() if not isinstance(places, Way)}
     async with asyncio.TaskGroup() as group:
         udp = group.create_task(natcheck.measure({a: places.items() for a, places in there.items()}, port))
-        tcp = {a: group.create_task(_way(a, places, fingerprint)) for a, places in there.items()}
+        tcp = {a: group.create_task(_way(a, places, ca)) for a, places in there.items()}
     looks, ways = udp.result(), {address: task.result() for address, task in tcp.items()}
     return tuple(
         places
@@ -43,7 +45,7 @@ async def look(addresses: Iterable[str], fingerprint: bytes, port: int) -> tuple
     )
 
 
-async def _way(address: str, places: Found, fingerprint: bytes) -> Way:
+async def _way(address: str, places: Found, ca: bytes) -> Way:
     family, target = next(iter(places.items()))
     here = natcheck.local(family, target)
     way = Way(address) if isinstance(here, str) else Way(address, source=here.host, mtu=here.mtu)
@@ -53,7 +55,6 @@ async def _way(address: str, places: Found, fingerprint: bytes) -> Way:
             _, writer = await asyncio.open_connection(target[0], target[1])
         way = replace(way, connect_s=time.monotonic() - begun)
         writer.close()
-        ca = await channel.fetch_ca(address, fingerprint)
         return await _first_contact(way, ca)
     except MeshError as error:
         return replace(way, error=error.what, hint=error.hint, trusted=not isinstance(error, TrustError))

@@ -44,8 +44,8 @@ def netcheck(token: str | None, as_json: bool, **flags: object) -> None:
     from meshctl.agent import netcheck as shell
 
     config = settings(flags)
-    addresses, fingerprint, port = _coordinators(config, token)
-    seen = asyncio.run(shell.look(addresses, fingerprint, port))
+    addresses, ca, port = _coordinators(config, token)
+    seen = asyncio.run(shell.look(addresses, ca, port))
     sentences = ways.judge(seen, port)
     verdict = host_checks.overall([sentence.verdict for sentence in sentences])
     if as_json:
@@ -59,14 +59,15 @@ def netcheck(token: str | None, as_json: bool, **flags: object) -> None:
 
 
 def _coordinators(config: AgentConfig, given: str | None) -> tuple[tuple[str, ...], bytes, int]:
-    """(addresses, fingerprint of the CA, WireGuard's UDP port)."""
+    """(addresses, the CA or its anchor, WireGuard's UDP port)."""
+    from meshctl.crypto import pki
+
     if given is not None:
         text = os.environ.get("MESHCTL_TOKEN", "") if given == "env" else terminal.secret_argument(given, "token")
         token = JoinToken.parse(text)
-        return token.coordinators, token.ca_fingerprint, config.listen_port
+        return token.coordinators, pki.anchor(token.mesh, token.ca_key), config.listen_port
     from meshctl.agent.join import Member
     from meshctl.agent.store import Store
-    from meshctl.crypto import pki
 
     store = Store(config.state_dir)
     try:
@@ -78,4 +79,4 @@ def _coordinators(config: AgentConfig, given: str | None) -> tuple[tuple[str, ..
         raise EnvironmentFault("the membership of this machine is for root", "sudo meshctl netcheck") from error
     if not member.mesh.coordinators:
         raise UsageError("this mesh names no coordinator", "meshctl netcheck @TOKENFILE")
-    return member.mesh.coordinators, pki.fingerprint(member.mesh.ca), member.saved.listen_port
+    return member.mesh.coordinators, member.mesh.ca, member.saved.listen_port

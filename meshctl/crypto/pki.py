@@ -2,7 +2,7 @@
 
 P-256 throughout (a P-384 handshake costs six times the CPU). The CA and the coordinators' leaves have no end that a
 wrong clock could reach (RFC 5280 "99991231235959Z"): a node whose clock is years off must still be able to join and
-renew; what protects them is the pinned fingerprint and that a coordinator's key never leaves its memory. Node leaves
+renew; what protects them is the pinned key and that a coordinator's key never leaves its memory. Node leaves
 live 24 h by the coordinator's clock.
 """
 
@@ -41,8 +41,43 @@ def node_of(uri: str, mesh_id: str) -> str:
 
 
 def fingerprint(der: bytes) -> bytes:
-    """SHA-256 of a certificate: what a join token carries."""
+    """SHA-256 of a certificate: its name where one is shown."""
     return hashlib.sha256(der).digest()
+
+
+def ca_key(ca: bytes) -> bytes:
+    """The public key of a CA certificate (DER), compressed: what a join token carries."""
+    return _compressed(_public(x509.load_der_x509_certificate(ca)))
+
+
+def anchor(mesh_id: str, key: bytes) -> bytes:
+    """What stands for the mesh's CA where only its public key (compressed) is known -> certificate (DER).
+
+    Whoever verifies against an anchor takes its name and its key and does not look at its signature (RFC 5280, 6.1.1d):
+    a throw-away key has made this one. Raises TrustError when `key` is none.
+    """
+    try:
+        public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), key)
+    except ValueError as error:
+        raise TrustError("this token names no CA", "ask for a new one") from error
+    return _ca(mesh_id, public, new_key())
+
+
+def is_anchored(ca: bytes, trusted: bytes) -> bool:
+    """Whether a CA certificate is the one that an anchor stands for: by name and key."""
+    one, other = x509.load_der_x509_certificate(ca), x509.load_der_x509_certificate(trusted)
+    return one.subject == other.subject and _compressed(_public(one)) == _compressed(_public(other))
+
+
+def _public(certificate: x509.Certificate) -> PublicKey:
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise TrustError("the CA's key is not an elliptic curve key")
+    return key
+
+
+def _compressed(key: PublicKey) -> bytes:
+    return key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
 
 
 def new_key() -> Key:
@@ -71,13 +106,17 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
 def make_ca(mesh_id: str) -> tuple[Key, bytes]:
     """The CA of a new mesh -> (key, certificate DER)."""
     key = new_key()
+    return key, _ca(mesh_id, key.public_key(), key)
+
+
+def _ca(mesh_id: str, public: PublicKey, signer: Key) -> bytes:
     name = _name(f"meshctl CA {mesh_id}")
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(public)
     builder = builder.serial_number(x509.random_serial_number()).not_valid_before(ALWAYS).not_valid_after(EVER)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(ca=True), critical=True)
-    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    return key, builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+    return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
 def _leaf(

@@ -48,7 +48,7 @@ def _reached(ways: Sequence[Way]) -> Iterator[Sentence]:
             yield Sentence("reach", verdict, way.error, way.hint)
         else:
             ms = f"TCP in {way.connect_s * 1e3:.1f} ms, " if way.connect_s is not None else ""
-            yield Sentence("reach", OK, f"{way.address} answers: {ms}TLS, and its CA has the mesh's fingerprint")
+            yield Sentence("reach", OK, f"{way.address} answers: {ms}TLS, and its certificate is of the mesh's CA")
 
 
 def _seen(ways: Sequence[Way]) -> Iterator[Sentence]:

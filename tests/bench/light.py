@@ -54,19 +54,18 @@ class Wire:
     """One TLS connection. Give `readable` and `writable` the loop's events; it calls back.
 
     `on_open()` after the handshake, `on_message(stream, raw)`, `on_end(stream)`, `on_lost(why)` once at the end.
-    With an ALPN of other than h2 every plaintext goes to `on_message(0, raw)`, its end to `on_end(0)`. Without a
-    context it is a plain TCP connection, on which every piece of plaintext is a message.
+    Without a context it is a plain TCP connection, on which every piece of plaintext is a message.
     """
 
     __slots__ = (
-        "_in", "_left", "_out", "_pending", "_tls", "connected_at", "h2", "on_end", "on_lost", "on_message", "on_open",
+        "_in", "_left", "_out", "_pending", "_tls", "connected_at", "on_end", "on_lost", "on_message", "on_open",
         "open", "partial", "received", "sock",
     )  # fmt: skip
 
-    def __init__(self, context: ssl.SSLContext | None, *, h2: bool = True) -> None:
+    def __init__(self, context: ssl.SSLContext | None) -> None:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_hostname=pki.COORDINATOR_NAME) if context else None
-        self.h2, self.open, self.connected_at = h2, False, 0.0
+        self.open, self.connected_at = False, 0.0
         self._pending = self._left = b""
         self.partial: dict[int, bytearray] = {}
         self.received = 0  # frames that carry messages
@@ -131,11 +130,8 @@ class Wire:
             self.on_lost(f"tls: {error.reason}")
             return
         self.open = True
-        hello = self._out.read()
-        if self.h2:
-            self._tls.write(PREFACE)
-            hello += self._out.read()
-        self._push(hello)
+        self._tls.write(PREFACE)
+        self._push(self._out.read())
         self.on_open()
 
     def _take(self) -> None:
@@ -152,13 +148,8 @@ class Wire:
             ended = f"tls: {error.reason}"
         if parts:
             plain = parts[0] if len(parts) == 1 else b"".join(parts)
-            if self.h2:
-                self._frames(self._left + plain if self._left else plain)
-            else:
-                self.on_message(0, plain)
+            self._frames(self._left + plain if self._left else plain)
         if ended:
-            if not self.h2:
-                self.on_end(0)
             self.on_lost(ended)
 
     def _frames(self, data: bytes) -> None:

@@ -24,7 +24,7 @@ from tests.harness import tls
 from tests.harness.front import running, until
 
 pytestmark = pytest.mark.root
-FINGERPRINT = bytes(range(32))
+MESH = tls.Mesh("abcdefghij23")
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +44,9 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
         return port
 
 
-def token(*coordinators: str, fingerprint: bytes = FINGERPRINT) -> str:
-    return JoinToken(fingerprint, "0123456789abcdef", bytes(32), coordinators or (f"127.0.0.1:{free_port()}",)).text()
+def token(*coordinators: str) -> str:
+    at = coordinators or (f"127.0.0.1:{free_port()}",)
+    return JoinToken(pki.ca_key(MESH.ca), MESH.id, "0123456789abcdef", bytes(32), at).text()
 
 
 def run(*words: str, text: str | None = None) -> Result:
@@ -62,16 +63,14 @@ def fails(shown: Result, code: int, *says: str) -> None:
 
 
 @asynccontextmanager
-async def liar(directory: Path, shown_ca: bytes, key: pki.Key, leaf: bytes) -> AsyncIterator[int]:
-    """A TLS listener that hands out `shown_ca` to who asks, and speaks with a leaf of another CA."""
-    (directory / "liar.pem").write_bytes(pki.pem(leaf) + pki.key_pem(key))
+async def liar(directory: Path, key: pki.Key, *chain: bytes) -> AsyncIterator[int]:
+    """A TLS listener that shows these certificates."""
+    (directory / "liar.pem").write_bytes(b"".join(map(pki.pem, chain)) + pki.key_pem(key))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(directory / "liar.pem")
-    context.set_alpn_protocols(["meshctl-ca", "h2"])
+    context.set_alpn_protocols(["h2"])
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if writer.get_extra_info("ssl_object").selected_alpn_protocol() == "meshctl-ca":
-            writer.write(shown_ca)
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
@@ -143,18 +142,19 @@ async def test_coordinator_of_another_mesh_is_not_believed(tmp_path: Path) -> No
         joining = await program("join", token(f"127.0.0.1:{stack.port}"), "--name", "a")
         out, err = await asyncio.wait_for(joining.communicate(), 30)
         assert joining.returncode == 8
-        assert b"is not a coordinator of this token's mesh: its CA has another fingerprint" in err
+        assert b"shows a certificate of another CA" in err
         assert b"Traceback" not in err
         assert not out
     assert not Store(tmp_path / "node").is_joined()
 
 
-async def test_right_ca_in_front_of_a_wrong_listener(tmp_path: Path) -> None:
-    """Somebody relays the CA of the mesh, but holds no leaf of it: the TLS of the next connection fails."""
-    real, thief = tls.Mesh(), tls.Mesh()
+@pytest.mark.parametrize("shows_the_real_ca", [False, True])
+async def test_impostor_with_the_name_of_the_mesh(tmp_path: Path, *, shows_the_real_ca: bool) -> None:
+    """Somebody knows the CA's name and public key, and makes a CA that looks like it."""
+    thief = tls.Mesh(MESH.id)
     key, leaf = pki.issue_coordinator(thief.ca_key, thief.ca)
-    async with liar(tmp_path, real.ca, key, leaf) as port:
-        joining = await program("join", token(f"127.0.0.1:{port}", fingerprint=pki.fingerprint(real.ca)))
+    async with liar(tmp_path, key, leaf, MESH.ca if shows_the_real_ca else thief.ca) as port:
+        joining = await program("join", token(f"127.0.0.1:{port}"))
         _, err = await asyncio.wait_for(joining.communicate(), 60)
     assert joining.returncode == 8
     assert b"shows a certificate of another CA" in err

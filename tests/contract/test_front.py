@@ -76,7 +76,7 @@ async def test_weaker_offers_are_refused(stack: Stack, offer: list[str], accepte
     if shutil.which("openssl") is None:
         pytest.skip("absent: openssl")
     client = await asyncio.create_subprocess_exec(
-        "openssl", "s_client", "-connect", f"127.0.0.1:{stack.port}", "-alpn", tls_module.CA_PROTOCOL, *offer,
+        "openssl", "s_client", "-connect", f"127.0.0.1:{stack.port}", "-alpn", tls_module.GRPC_PROTOCOL, *offer,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     output, _ = await asyncio.wait_for(client.communicate(), 10)
@@ -275,11 +275,6 @@ async def test_other_protocols_are_closed(stack: Stack, protocols: tuple[str, ..
     await ended(reader)
     assert stack.front.connections.refused == {Why.PROTOCOL: 1}
     writer.close()
-
-
-async def test_joining_node_fetches_the_ca_by_alpn(stack: Stack) -> None:
-    assert await tls.fetch_ca("127.0.0.1", stack.port) == stack.mesh.ca
-    await until(lambda: stack.front.connections.live == 0)
 
 
 # ---- live connections ------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ async def test_agent_joins_over_the_wire_and_is_refused_in_the_coordinators_word
     served: Served, tmp_path: Path
 ) -> None:
     made = await served.mesh.token()
-    token = JoinToken(made.ca_fingerprint, made.id, made.secret, (served.address,))
+    token = JoinToken(made.ca_key, made.mesh, made.id, made.secret, (served.address,))
     config, store = AgentConfig(state_dir=tmp_path / "node"), Store(tmp_path / "node")
     member, resumed = await join.join(config, store, token, "a", (), ())
     assert (member.node.name, resumed) == ("a", False)

@@ -129,15 +129,6 @@ def server_hello_suite(stream: bytes) -> int:
     return int.from_bytes(message[suite : suite + 2], "big")
 
 
-async def fetch_ca(host: str, port: int) -> bytes:
-    """The CA certificate as a joining node fetches it, to be compared with its token's fingerprint."""
-    reader, writer = await asyncio.open_connection(host, port, ssl=client_context(tls.CA_PROTOCOL))
-    try:
-        return await reader.read()
-    finally:
-        writer.close()
-
-
 @dataclass
 class Recording:
     """What went over the wire, in both directions."""

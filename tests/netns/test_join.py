@@ -76,7 +76,7 @@ def test_token_comes_by(lab: Lab, way: str) -> None:
 
 @pytest.mark.parametrize(
     ("token", "code", "words"),
-    [("", 2, "not a join token"), ("mesh1.AAAA", 2, "damaged"), ("@/nonexistent", 2, "cannot read the token")],
+    [("", 2, "not a join token"), ("mesh2.AAAA", 2, "damaged"), ("@/nonexistent", 2, "cannot read the token")],
     ids=["empty", "cut off", "no such file"],
 )
 def test_useless_token_is_refused_before_anything_is_made(lab: Lab, token: str, code: int, words: str) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from meshctl.crypto import pki
 from meshctl.mesh.token import JoinToken
+from tests.harness import tls
 from tests.harness.mesh import HUB, PORT, READY_S, Lab, Node, until
 
 pytestmark = pytest.mark.root
@@ -92,7 +94,7 @@ def test_coordinator_that_is_away_and_one_that_is_somebody_else(lab: Lab) -> Non
     assert (code, [sentence["verdict"] for sentence in found["reach"]]) == (1, ["ok", "degraded"])
     code, found = check(node, replace(token, coordinators=(AWAY,)).text())
     assert (code, found["reach"][0]["verdict"], "address" in found) == (2, "failed", False)
-    code, found = check(node, replace(token, ca_fingerprint=bytes(32)).text())
-    assert (code, "fingerprint" in found["reach"][0]["words"]) == (2, True)
+    code, found = check(node, replace(token, ca_key=pki.ca_key(tls.Mesh().ca)).text())
+    assert (code, "certificate of another CA" in found["reach"][0]["words"]) == (2, True)
     code, found = check(node, replace(token, coordinators=("no.such.name.invalid:7443",)).text())
     assert (code, "its name is not found" in found["reach"][0]["words"]) == (2, True)

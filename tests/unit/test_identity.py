@@ -138,6 +138,26 @@ def test_openssl_verifies_the_chain_and_refuses_a_strangers(tmp_path: Path) -> N
     assert bad.returncode != 0
 
 
+def test_openssl_verifies_by_an_anchor_of_the_key_alone(tmp_path: Path) -> None:
+    _, leaf = pki.issue_coordinator(CA_KEY, CA)
+    (tmp_path / "leaf.pem").write_bytes(pki.pem(leaf))
+    key = pki.ca_key(CA)
+    stranger = pki.ca_key(pki.make_ca(MESH)[1])
+    for mesh, anchored, is_trusted in ((MESH, key, True), (MESH, stranger, False), ("othermesh234", key, False)):
+        trusted = pki.anchor(mesh, anchored)
+        (tmp_path / "anchor.pem").write_bytes(pki.pem(trusted))
+        command = ["openssl", "verify", "-purpose", "sslserver", "-CAfile", tmp_path / "anchor.pem"]
+        done = subprocess.run([*command, tmp_path / "leaf.pem"], capture_output=True, text=True)
+        assert (done.returncode == 0) is is_trusted, done.stdout + done.stderr
+        assert pki.is_anchored(CA, trusted) is is_trusted
+
+
+@pytest.mark.parametrize("key", [b"", bytes(33), b"\x02" + b"\xff" * 32, b"\x04" + bytes(64)])
+def test_token_with_no_key_in_it_is_refused_in_words(key: bytes) -> None:
+    with pytest.raises(TrustError, match="names no CA"):
+        pki.anchor(MESH, key)
+
+
 def test_ca_key_survives_its_sealed_form_and_nothing_else_passes_for_it() -> None:
     again = pki.load_key(pki.key_der(CA_KEY))
     assert isinstance(again, ec.EllipticCurvePrivateKey)

@@ -13,20 +13,22 @@ from meshctl.errors import UsageError
 from meshctl.mesh.token import PREFIX, JoinToken
 
 TOKEN = JoinToken(
-    bytes(range(32)), "0123456789abcdef", bytes(range(100, 132)), ("192.0.2.1:7443", "[2001:db8::1]:7443")
+    bytes(range(33)), "abcdefghij23", "0123456789abcdef", bytes(range(100, 132)),
+    ("192.0.2.1:7443", "[2001:db8::1]:7443"),
 )
 HOSTS = st.from_regex(r"[a-z0-9.\-]{1,40}:[0-9]{1,5}", fullmatch=True)
 
 
 @settings(deadline=None)
 @given(
-    fingerprint=st.binary(min_size=32, max_size=32),
+    key=st.binary(min_size=33, max_size=33),
+    mesh=st.from_regex(r"[a-z2-7]{12}", fullmatch=True),
     name=st.binary(min_size=8, max_size=8),
     secret=st.binary(min_size=32, max_size=32),
     hosts=st.lists(HOSTS, min_size=1, max_size=5),
 )
-def test_token_survives_its_text(fingerprint: bytes, name: bytes, secret: bytes, hosts: list[str]) -> None:
-    token = JoinToken(fingerprint, name.hex(), secret, tuple(hosts))
+def test_token_survives_its_text(key: bytes, mesh: str, name: bytes, secret: bytes, hosts: list[str]) -> None:
+    token = JoinToken(key, mesh, name.hex(), secret, tuple(hosts))
     assert JoinToken.parse(f"  {token.text()}\n") == token
 
 
@@ -56,7 +58,12 @@ def test_token_that_was_cut_off_or_mistyped_says_so() -> None:
         assert refused.value.hint
 
 
-@pytest.mark.parametrize("text", ["", "hello", "mesh2.AAAA", "MESH1.AAAA", "@token", "-"])
+def test_token_of_an_older_release_is_told_so() -> None:
+    with pytest.raises(UsageError, match="older release"):
+        JoinToken.parse("mesh1.AAAA")
+
+
+@pytest.mark.parametrize("text", ["", "hello", "mesh3.AAAA", "MESH2.AAAA", "@token", "-"])
 def test_what_is_no_token_is_told_from_a_damaged_one(text: str) -> None:
     with pytest.raises(UsageError, match="not a join token"):
         JoinToken.parse(text)
