@@ -10,6 +10,7 @@ import math
 import random
 from typing import Final
 
+_SAME: Final = 1e-6  # of a period: floating point may put a moment that is now a little into the future
 _PHASE: Final = random.random()  # noqa: S311 - apart from other nodes, no secret
 
 
@@ -18,4 +19,4 @@ def following(now: float, every_s: float, *, later_s: float = 0.0) -> float:
     with the others.
     """
     phase = _PHASE + later_s
-    return (math.floor((now - phase) / every_s) + 1) * every_s + phase
+    return (math.floor((now - phase) / every_s + _SAME) + 1) * every_s + phase

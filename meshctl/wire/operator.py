@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from meshctl.mesh.admission import Token
 from meshctl.mesh.model import Node
 from meshctl.wire import codec
-from meshctl.wire.codec import FindingRow, strict
+from meshctl.wire.codec import FindingRow, plain, strict
 from meshctl.wire.v1 import mesh_pb2 as pb
 
 
@@ -100,26 +100,8 @@ def applied_reply(applied: int, stragglers: Iterable[str], waiting: int, seconds
 
 def states_message(states: Iterable[NodeState], revision: int) -> pb.NodeStates:
     """All nodes at one revision of the map."""
-    return pb.NodeStates(
-        revision=revision,
-        nodes=[
-            pb.NodeState(
-                node=codec.node_message(s.node),
-                connected=s.connected,
-                since=s.since,
-                applied=s.applied,
-                digest_ok=s.digest_ok,
-                verdict=s.verdict,
-                ephemeral=s.ephemeral,
-                findings=codec.finding_messages(s.findings),
-                seen_address=s.seen_address,
-                key_made_at=s.key_made_at,
-                via=s.via,
-                release=s.release,
-            )
-            for s in states
-        ],
-    )
+    nodes = (plain(s, node=codec.node_message(s.node), findings=codec.finding_messages(s.findings)) for s in states)
+    return pb.NodeStates(revision=revision, nodes=[pb.NodeState(**node) for node in nodes])
 
 
 def states(message: pb.NodeStates) -> tuple[NodeState, ...]:

@@ -5,12 +5,11 @@ Beside codec.py, for the Operator service's Status; decides nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from meshctl.mesh.model import MeshInfo
 from meshctl.wire import codec, turns
-from meshctl.wire.codec import strict
+from meshctl.wire.codec import plain, strict
 from meshctl.wire.turns import RotationState
 from meshctl.wire.v1 import mesh_pb2 as pb
 
@@ -78,29 +77,17 @@ class Overview:
         return max((c.p99 for c in self.coordinators if not c.silent), default=0.0)
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in fields(value)}
-
-
 def status_message(state: Overview) -> pb.CoordinatorStatus:
     """For Status."""
-    return pb.CoordinatorStatus(
+    told = plain(
+        state,
         mesh=codec.mesh_message(state.mesh),
-        revision=state.revision,
-        nodes=state.nodes,
-        connected=state.connected,
-        converged=state.converged,
-        oldest=state.oldest,
-        newest=state.newest,
-        started=state.started,
-        release=state.release,
-        etcd=state.etcd,
-        registry_age=state.registry_age,
-        coordinators=[pb.CoordinatorState(**_plain(one)) for one in state.coordinators],
-        endpoints=[pb.EtcdEndpoint(**_plain(one)) for one in state.endpoints],
+        coordinators=[pb.CoordinatorState(**plain(one)) for one in state.coordinators],
+        endpoints=[pb.EtcdEndpoint(**plain(one)) for one in state.endpoints],
         releases=[pb.ReleaseCount(release=release, nodes=nodes) for release, nodes in state.releases],
         rotation=turns.state_message(state.rotation),
     )
+    return pb.CoordinatorStatus(**told)
 
 
 def status(m: pb.CoordinatorStatus) -> Overview:

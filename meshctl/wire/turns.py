@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.rotation import NAMED, NO_GAPS, Gaps, Order, Phase, Report, Stage
-from meshctl.wire.codec import strict
+from meshctl.wire.codec import plain, strict
 from meshctl.wire.v1 import mesh_pb2 as pb
 
 
@@ -37,17 +37,8 @@ def _gaps(m: pb.Gaps) -> Gaps:
 
 def report_message(report: Report) -> pb.RotationReport:
     """For Up."""
-    return pb.RotationReport(
-        rotation=report.rotation,
-        stage=report.stage,
-        statement=report.statement,
-        question=report.question,
-        pairs=report.pairs,
-        proven=report.proven,
-        waiting=report.waiting[:NAMED],
-        out=_gaps_message(report.out),
-        into=_gaps_message(report.into),
-    )
+    out, into = _gaps_message(report.out), _gaps_message(report.into)
+    return pb.RotationReport(**plain(report, waiting=report.waiting[:NAMED], out=out, into=into))
 
 
 def report(m: pb.RotationReport) -> Report:
@@ -103,10 +94,7 @@ class RotationState:
 
 
 def _ended_message(e: TurnEnded) -> pb.RotationEnded:
-    out, into = _gaps_message(e.out), _gaps_message(e.into)
-    return pb.RotationEnded(
-        node=e.node, why=e.why, pairs=e.pairs, proven=e.proven, waiting=e.waiting, out=out, into=into
-    )
+    return pb.RotationEnded(**plain(e, out=_gaps_message(e.out), into=_gaps_message(e.into)))
 
 
 def _ended(messages: Iterable[pb.RotationEnded]) -> tuple[TurnEnded, ...]:
@@ -117,28 +105,8 @@ def _ended(messages: Iterable[pb.RotationEnded]) -> tuple[TurnEnded, ...]:
 
 def state_message(state: RotationState) -> pb.RotationState:
     """For Rotate, Rotation and RotationCancel."""
-    return pb.RotationState(
-        id=state.id,
-        actor=state.actor,
-        opened_at=state.opened_at,
-        targets=state.targets,
-        force=state.force,
-        node=state.node,
-        phase=state.phase,
-        waiting=state.waiting,
-        pairs=state.pairs,
-        proven=state.proven,
-        done=state.done,
-        left=state.left,
-        failed=[_ended_message(e) for e in state.failed],
-        ended=[_ended_message(e) for e in state.ended],
-        gap=_gaps_message(state.gap),
-        cancelled=state.cancelled,
-        closed_at=state.closed_at,
-        turns_ended=state.turns_ended,
-        all_pairs=state.all_pairs,
-        all_proven=state.all_proven,
-    )
+    failed, ended = ([_ended_message(e) for e in some] for some in (state.failed, state.ended))
+    return pb.RotationState(**plain(state, failed=failed, ended=ended, gap=_gaps_message(state.gap)))
 
 
 def state(m: pb.RotationState) -> RotationState:

@@ -39,7 +39,7 @@ def told(*ways: Way) -> dict[str, str]:
 
 def test_good_network_is_told_in_sentences_and_so_is_what_was_not_tested() -> None:
     assert [sentence.words for sentence in judge([WELL], PORT)] == [
-        "a.example:7443 answers: TCP in 3.0 ms, TLS, and its CA has the mesh's fingerprint",
+        "a.example:7443 answers: TCP in 3.0 ms, TLS, and its certificate is of the mesh's CA",
         "a.example:7443 sees this machine as 192.0.2.5, its own address: no NAT",
         "UDP to a.example:7443 over IPv4 is answered in 2.1 ms",
         f"IPv4: the world sees {OURS}, this machine's own address and port: no NAT",
