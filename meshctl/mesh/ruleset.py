@@ -22,6 +22,7 @@ _SILENT: Final = ("counter", "log", "meta", "mangle", "notrack", "ct", "secmark"
 _NUMBERS: Final = {"udp": 17, "ipv6-icmp": 58}
 _BELOW_IP: Final = ("ether", "vlan")  # not every device has such a header
 _OTHERS: Final = ("tcp option", "sctp chunk", "dccp option")
+_NOT_LOCAL: Final = "ufw-not-local"  # by an xt module it returns from there what is for this host, as ours is
 _DEPTH: Final = 16  # nft itself refuses deeper jumps
 
 
@@ -160,6 +161,8 @@ def _end(walk: _Walk, kind: str, name: str, *, maybe: bool) -> str:
 
 
 def _jump(walk: _Walk, kind: str, target: str, depth: int, *, maybe: bool) -> str:
+    if target == _NOT_LOCAL:
+        return ""
     end = _chain(walk, target, depth + 1)
     if maybe:
         walk.some = walk.some or end == "accept" or (kind == "goto" and not end)

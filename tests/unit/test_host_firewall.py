@@ -92,6 +92,8 @@ RULES: dict[str, tuple[tuple[Any, ...], set[int]]] = {
     "change of a TCP option": (inet({"mangle": {"key": {"tcp option": {"name": "maxseg"}}, "value": 9}}, DROP), set()),
     "drop of what is not for us": (
         (*inet(match({"fib": {"result": "type", "flags": ["daddr"]}}, "local"), RETURN), rule("in", DROP)), set()),
+    "ufw's drop of what is not for us": (
+        (*inet({"jump": {"target": "ufw-not-local"}}), chain("ufw-not-local"), rule("ufw-not-local", DROP)), set()),
     "Ethernet": (inet(match(field("ether", "type"), "ip6"), DROP), set()),
 }  # fmt: skip
 
