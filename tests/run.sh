@@ -7,7 +7,7 @@ pytest=(.venv/bin/python -m pytest -p tests.noskip)
 [ $# -eq 0 ] || exec "${pytest[@]}" "$@"
 
 # What takes minutes and mostly waits runs beside the rest: together they take half the time.
-beside=(tests/vm tests/netns/test_psk.py tests/attacks/test_quiet.py)
+beside=(tests/vm tests/netns/test_psk.py tests/attacks/test_quiet.py tests/attacks/test_ageing.py)
 said=$(mktemp)
 set -m # else bash has it ignore the Ctrl-C that the trap passes on
 nice -n 5 "${pytest[@]}" "${beside[@]}" </dev/null >"$said" 2>&1 &

@@ -27,6 +27,7 @@ from meshctl.errors import MeshError
 from meshctl.mesh import host_checks
 from meshctl.mesh.catalogue import CLOCK, Verdict
 from meshctl.mesh.host_checks import Facts, Flusher, HostRoute, Uplink
+from meshctl.mesh.model import Endpoint
 
 _OURS: Final = "109"  # protocol of our fail-closed routes (agent/routes.py)
 _NFT_FILE: Final = Path("/etc/nftables.conf")
@@ -60,6 +61,7 @@ def gather(config: AgentConfig, picture: dict[str, Any] | None, silence: str) ->
         interface=interface, port=port, root=root, joined=joined, systemd=Path("/run/systemd/system").exists(),
         prefixes=saved.mesh.prefixes if saved else (),
         uplinks=links[0] if links else None, routes=links[1] if links else None,
+        endpoints=frozenset(_endpoint_families(picture, saved)), ipv6=Path("/proc/net/if_inet6").exists(),
         forwarding6=bool(_number(Path("/proc/sys/net/ipv6/conf/all/forwarding"))),
         clock_kept=_clock_kept(), time_daemon=next(iter(sorted(_TIME_DAEMONS & commands)), ""),
         skew=_skew(picture), ruleset=ruleset, legacy_tables=_has_legacy_tables(),
@@ -123,6 +125,14 @@ def _agent(picture: dict[str, Any] | None, silence: str, *, joined: bool | None)
 def _skew(picture: dict[str, Any] | None) -> tuple[Verdict, str] | None:
     rows = picture["rows"] if picture else ()
     return next(((Verdict(row["verdict"]), row["evidence"]) for row in rows if row["code"] == CLOCK), None)
+
+
+def _endpoint_families(picture: dict[str, Any] | None, saved: Member | None) -> Iterator[int]:
+    """Of the endpoints in use by sessions, and of those that the operator told us to announce."""
+    told = saved.saved.endpoints if saved else ()
+    used = (peer["endpoint"] for peer in picture["peers"] if peer["endpoint"]) if picture else ()
+    for text in (*told, *used):
+        yield Endpoint.parse(text).address.version
 
 
 # ---- programs and the kernel -----------------------------------------------------------------------------------------
@@ -294,22 +304,27 @@ def _flushers() -> Iterator[Flusher]:
 def _network(interface: str, unseen: dict[str, str]) -> tuple[tuple[Uplink, ...], tuple[HostRoute, ...]] | None:
     try:
         links = {link["ifname"]: link for link in _run("ip", "-j", "address", "show")}
-        routes = [
-            route for family in ("-4", "-6") for route in _run("ip", "-j", family, "route", "show", "table", "all")
-        ]
+        told = {family: _run("ip", "-j", f"-{family}", "route", "show", "table", "all") for family in (4, 6)}
     except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
         words = "iproute2 is not installed" if isinstance(error, FileNotFoundError) else f"ip fails: {error}"
         unseen.update(dict.fromkeys((host_checks.RPF, host_checks.MTU, host_checks.ROUTE), words))
         return None
-    routes = [route for route in routes if route.get("type", "unicast") not in _SKIP]
-    through = {device for route in routes for device in _gateways(route)} & links.keys() - {interface}
-    addressed = {name for name, link in links.items() if name != interface and _may_carry(link)}
+    kept = {f: [route for route in told[f] if route.get("type", "unicast") not in _SKIP] for f in told}
+    routes = [*kept[4], *kept[6]]
+    gates = {f: {device for route in kept[f] for device in _gateways(route)} & links.keys() - {interface} for f in kept}
+    through = gates[4] | gates[6]
+    held = {f: {name for name in links.keys() - {interface} if _has_address(links[name], f)} for f in kept}
+    # Where a family only has a route through a device, an address of another one serves.
+    carried = {f: held[f] | (gates[f] if held[f] else set()) for f in kept}
+    addressed = {name for name in held[4] | held[6] if _may_carry(links[name])}
     by_ra = {route.get("dev") for route in routes if route.get("protocol") == "ra" and route.get("dst") == "default"}
-    names = sorted(through or addressed)
     uplinks = tuple(
-        Uplink(name, int(links[name]["mtu"]), _rp_filter(name), _accept_ra(name), name in by_ra, bool(through))
-        for name in names
-    )
+        Uplink(
+            name, int(links[name]["mtu"]), _rp_filter(name), _accept_ra(name), name in by_ra, bool(through),
+            frozenset(f for f in carried if name in carried[f]) or frozenset({4}),
+        )
+        for name in sorted(through or addressed)
+    )  # fmt: skip
     return uplinks, tuple(_host_routes(routes))
 
 
@@ -319,9 +334,14 @@ def _gateways(route: dict[str, Any]) -> Iterator[str]:
             yield hop["dev"]
 
 
+def _has_address(link: dict[str, Any], family: int) -> bool:
+    kind = {4: "inet", 6: "inet6"}[family]
+    held = ((address.get("family"), address.get("scope")) for address in link.get("addr_info", ()))
+    return (kind, "global") in held
+
+
 def _may_carry(link: dict[str, Any]) -> bool:
-    is_up = {"UP", "LOWER_UP"} <= set(link.get("flags", ())) and link.get("link_type") == "ether"
-    return is_up and any(address.get("scope") == "global" for address in link.get("addr_info", ()))
+    return {"UP", "LOWER_UP"} <= set(link.get("flags", ())) and link.get("link_type") == "ether"
 
 
 def _rp_filter(device: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Any, Final, NamedTuple
 
 from meshctl.mesh import limits
@@ -19,6 +20,9 @@ OK, DEGRADED, FAILED, UNKNOWN = Verdict.OK, Verdict.DEGRADED, Verdict.FAILED, Ve
 LEAST_MTU_BYTES: Final = limits.MIN_MTU_BYTES + limits.WIREGUARD_OVERHEAD_BYTES
 _CAP_NET_ADMIN, _CAP_NET_RAW = 1 << 12, 1 << 13  # linux/capability.h
 _NEARLY: Final = 0.9
+_ROUTED6: Final = tuple(map(ip_network, ("2000::/3", "fc00::/7", "64:ff9b::/32")))  # endpoints; the last is NAT64's
+_NEIGHBOURS: Final = ("nd-neighbor-solicit", "nd-neighbor-advert")  # without them no IPv6 leaves an Ethernet
+_UFW_IPV6: Final = "sed -i 's/^IPV6=.*/IPV6=yes/' /etc/default/ufw && ufw reload"
 _LOOK_AS_ROOT: Final = "sudo meshctl doctor"
 
 
@@ -42,6 +46,7 @@ class Uplink:
     accept_ra: int = 0
     by_ra: bool = False  # its IPv6 default route was announced by a router
     gateway: bool = True  # False: there is no route through any gateway, and this device has an address
+    families: frozenset[int] = frozenset({4})  # of the global addresses with which packets leave by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +78,12 @@ class Facts:
     prefixes: tuple[Network, ...] = ()
     uplinks: tuple[Uplink, ...] | None = None
     routes: tuple[HostRoute, ...] | None = None
+    endpoints: frozenset[int] = frozenset()  # families of those in use by sessions, or configured
     forwarding6: bool = False
     clock_kept: bool | None = None
     time_daemon: str = ""
     skew: tuple[Verdict, str] | None = None  # as the agent judges it
+    ipv6: bool = True  # the kernel has it
     ruleset: tuple[Mapping[str, Any], ...] | None = None
     legacy_tables: bool = False
     firewalls: frozenset[str] = frozenset()  # firewalld, ufw
@@ -210,37 +217,90 @@ def _firewall(facts: Facts) -> _Found:
 
 
 def _fates(facts: Facts, ruleset: Sequence[Mapping[str, Any]]) -> tuple[str, Verdict, str, str]:
-    devices = [uplink.name for uplink in facts.uplinks or ()] or ["an uplink"]
-    incoming = [Packet("input", device, 40000, facts.port) for device in devices]
-    outgoing = [Packet("output", device, facts.port, 40000) for device in devices]
-    probes = [Packet(hook, facts.interface, limits.PROBE_PORT, limits.PROBE_PORT) for hook in ("input", "output")]
-    fates = [(packet, fate(ruleset, packet)) for packet in (*outgoing, *incoming, *probes)]
-    told = [(p, e, f"{p} is dropped in {e.family} {e.table} {e.chain}, {e.how}") for p, e in fates if e.dropped]
+    used, unclear, idle = _packets(facts)
+    told = _drops(ruleset, used)
     certain = [(packet, end, words) for packet, end, words in told if not end.some]
     if certain:
         # Others cannot begin; this node still can, as answers belong to a flow that it began.
-        verdict = DEGRADED if all(packet in incoming for packet, _, _ in certain) else FAILED
+        incoming = all(packet.hook == "input" and packet.dport == facts.port for packet, _, _ in certain)
+        verdict = DEGRADED if incoming else FAILED
         more = f"; so are {len(certain) - 1} more" if len(certain) > 1 else ""
-        commands = dict.fromkeys(_allow(facts, packet, end) for packet, end, _ in certain)
+        commands = dict.fromkeys(command for packet, end, _ in certain for command in _allow(facts, packet, end))
         return FIREWALL, verdict, certain[0][2] + more, " && ".join(commands)
     if told:
         return FIREWALL, UNKNOWN, f"{told[0][2]}, after rules that let some pass: not judged here", "nft list ruleset"
+    if doubts := _drops(ruleset, unclear):
+        why = facts.unseen.get(RPF, "no uplink was looked at")
+        return FIREWALL, UNKNOWN, f"{doubts[0][2]}; whether it is in use there is not known: {why}", "ip -6 address"
     if facts.legacy_tables:
         return FIREWALL, UNKNOWN, "there are rules of iptables-legacy, which nft does not show", "iptables-legacy -S"
-    return FIREWALL, OK, f"UDP {facts.port} and the probes pass in both directions", ""
+    outside, inside = _families(used, facts.port), _families(used, limits.PROBE_PORT)
+    words = f"UDP {facts.port} ({outside}) and the probes ({inside}) pass in both directions"
+    unused = _drops(ruleset, idle)
+    return FIREWALL, OK, f"{words}; {unused[0][2]}, where it is not in use" if unused else words, ""
 
 
-def _allow(facts: Facts, packet: Packet, end: Fate) -> str:
+def _families(packets: Sequence[Packet], port: int) -> str:
+    return ", ".join(sorted({f"IPv{packet.family}" for packet in packets if packet.dport == port}))
+
+
+def _drops(ruleset: Sequence[Mapping[str, Any]], packets: Sequence[Packet]) -> list[tuple[Packet, Fate, str]]:
+    """Those that are dropped, with words. What may be dropped of neighbour discovery is no doubt: firewalls know it."""
+    fates = [(packet, fate(ruleset, packet)) for packet in packets]
+    return [
+        (packet, end, f"{packet} is dropped in {end.family} {end.table} {end.chain}, {end.how}")
+        for packet, end in fates
+        if end.dropped and not (packet.icmp and end.some)
+    ]
+
+
+def _packets(facts: Facts) -> tuple[list[Packet], list[Packet], list[Packet]]:
+    """Those of families in use, of those that may be, and of those that are not."""
+    used, unclear, idle = list[Packet](), list[Packet](), list[Packet]()
+    uplinks = facts.uplinks or (Uplink("an uplink", 0, 0),)
+    carried = frozenset[int]().union(*(uplink.families for uplink in uplinks))
+    for family in (4, 6):
+        for uplink in uplinks:
+            has = family in uplink.families or (family in facts.endpoints and family not in carried)
+            place = unclear if facts.uplinks is None and not has else used if has else idle
+            (place if family == 4 or facts.ipv6 else idle).extend(_outside(facts, uplink.name, family))
+        within = tuple(prefix for prefix in facts.prefixes if prefix.version == family)
+        place = used if family == 4 or (within and facts.ipv6) else idle
+        port = limits.PROBE_PORT
+        place += [Packet(hook, facts.interface, port, port, family, within) for hook in ("input", "output")]
+    used.sort(key=lambda packet: (packet.device == facts.interface, packet.hook == "input"))
+    return used, unclear, idle
+
+
+def _outside(facts: Facts, device: str, family: int) -> Iterator[Packet]:
+    within = _ROUTED6 if family == 6 else ()
+    yield Packet("output", device, facts.port, 40000, family, within)
+    yield Packet("input", device, 40000, facts.port, family, within)
+    if family == 6:
+        yield from (Packet(hook, device, family=6, icmp=kind) for hook in ("output", "input") for kind in _NEIGHBOURS)
+
+
+def _allow(facts: Facts, packet: Packet, end: Fate) -> Iterator[str]:
     inside, entering = packet.device == facts.interface, packet.hook == "input"
     if end.table == "firewalld" or ("firewalld" in facts.firewalls and end.table.startswith("firewalld")):
-        what = f"--zone=trusted --add-interface={facts.interface}" if inside else f"--add-port={facts.port}/udp"
-        return f"firewall-cmd --permanent {what} && firewall-cmd --reload"
+        outside = "--add-protocol=ipv6-icmp" if packet.icmp else f"--add-port={facts.port}/udp"
+        what = f"--zone=trusted --add-interface={facts.interface}" if inside else outside
+        yield f"firewall-cmd --permanent {what} && firewall-cmd --reload"
+        return
     if "ufw" in facts.firewalls and end.table == "filter":
-        way = "in" if entering else "out"
-        return f"ufw allow {way} on {packet.device}" if inside else f"ufw allow {way} {facts.port}/udp"
+        chains = (item["chain"]["name"] for item in facts.ruleset or () if "chain" in item)
+        if shut := end.family == "ip6" and not any(name.startswith("ufw6-") for name in chains):
+            yield _UFW_IPV6  # without IPv6 ufw drops all of it, whatever is allowed, and neighbours too
+        if not packet.icmp:
+            way = "in" if entering else "out"
+            yield f"ufw allow {way} on {packet.device}" if inside else f"ufw allow {way} {facts.port}/udp"
+        if shut or not packet.icmp:
+            return
     device = f'{"iifname" if entering else "oifname"} "{packet.device}" ' if inside else ""
-    port = f"dport {packet.dport}" if entering else f"sport {packet.sport}"
-    return f"nft insert rule {end.family} {end.table} {end.base} {device}udp {port} accept"
+    what = f"udp dport {packet.dport}" if entering else f"udp sport {packet.sport}"
+    if packet.icmp:
+        what = f"icmpv6 type {{ {', '.join(_NEIGHBOURS)} }}"
+    yield f"nft insert rule {end.family} {end.table} {end.base} {device}{what} accept"
 
 
 # ---- network and clock -----------------------------------------------------------------------------------------------

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from meshctl.agent.join import Member
+from meshctl.agent.store import Store
 from tests.harness.mesh import Lab, Node, until
 
 pytestmark = pytest.mark.root
@@ -69,6 +72,77 @@ def test_fault_is_found_and_its_command_repairs_it(lab: Lab, code: str, fault: s
     finally:
         if undo:
             shell(a, undo)
+
+
+def table(family: str, rules: str, policy: str = "accept") -> str:
+    chain = f"chain in {{ type filter hook input priority 0; policy {policy}; {rules} }}"
+    return f"nft 'table {family} site {{ {chain}\n}}'"
+
+
+SIX = "2001:db8:5::"
+DROPS = {
+    "an ip6 table's policy": ("6", "ip6", "", "drop", True),
+    "IPv6 in an inet table": ("6", "inet", "meta nfproto ipv6 drop;", "accept", True),
+    "IPv6 refused in an inet table": ("6", "inet", "udp dport 51820 reject with icmpv6 no-route;", "accept", True),
+    "probes over IPv6 alone": ("6", "ip6", "ip6 saddr {prefix6} udp dport 51871 drop;", "accept", False),
+    "an ip6 table's policy, no IPv6 around": ("6", "ip6", "", "drop", False),
+    "IPv4 in an inet table": ("4", "inet", "meta nfproto ipv4 udp dport { 51820, 51871 } drop;", "accept", True),
+    "an ip table": ("4", "ip", "udp dport { 51820, 51871 } drop;", "accept", True),
+}
+
+
+@pytest.mark.parametrize("how", DROPS)
+def test_drop_of_one_family_is_found_blames_it_alone_and_its_command_repairs_it(lab: Lab, how: str) -> None:
+    blamed, family, rules, policy, routed = DROPS[how]
+    a = lab.nodes[0]
+    if routed:
+        shell(a, f"ip address replace {SIX}a/64 dev eth0 nodad")
+    until(lambda: not wrong(a), 30, f"all is well before: {wrong(a)}")
+    shell(a, table(family, rules.replace("{prefix6}", str(Member.load(Store(a.state)).mesh.prefix6)), policy))
+    try:
+        found = wrong(a)["HOST-FIREWALL"]
+        assert found["verdict"] in ("failed", "degraded")
+        assert found["evidence"].startswith(f"IPv{blamed} "), found
+        assert f" is dropped in {family} site in, by " in found["evidence"]
+        for command in found["command"].split(" && "):
+            assert command.startswith(f"nft insert rule {family} site in ")
+        shell(a, found["command"])
+        until(lambda: not wrong(a), 30, f"all is well again: {wrong(a)}")
+    finally:
+        shell(a, f"nft delete table {family} site; ip address flush dev eth0 to {SIX}/64")
+
+
+def arrives(lab: Lab, node: Node, address: str) -> bool:
+    """Whether a packet of a stranger to this fresh machine's WireGuard port comes in, with neighbours to be found."""
+    shell(node, "ip -6 neighbour flush dev eth0")
+    lab.hub.command("ip", "-6", "neighbour", "flush", "dev", "wire")
+    with node.ns.entered():
+        inside = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with inside, lab.hub.entered():
+        inside.bind(("::", 51820))
+        inside.settimeout(1.5)
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as outside:
+            outside.sendto(b"hello", (address, 51820))
+        try:
+            return inside.recv(9) == b"hello"
+        except TimeoutError:
+            return False
+
+
+def test_command_for_an_ip6_table_lets_packets_and_neighbours_in(lab: Lab) -> None:
+    lab.hub.command("ip", "address", "add", f"{SIX}1/64", "dev", "wire", "nodad")
+    fresh = lab.machine("fresh")
+    shell(fresh, table("ip6", "", "drop"))
+    row = doctor(fresh)[1]["HOST-FIREWALL"]
+    assert (row["verdict"], row["command"]) == ("ok", "")  # there is no IPv6 to lose
+    assert "is dropped in ip6 site in, by its policy, where it is not in use" in row["evidence"]
+    shell(fresh, f"ip address add {SIX}9/64 dev eth0 nodad")
+    assert not arrives(lab, fresh, f"{SIX}9")
+    found = wrong(fresh)["HOST-FIREWALL"]
+    assert found["verdict"] == "failed"
+    shell(fresh, found["command"])
+    assert arrives(lab, fresh, f"{SIX}9")
+    assert doctor(fresh)[1]["HOST-FIREWALL"]["verdict"] == "ok"
 
 
 def test_stopped_agent_is_found(lab: Lab) -> None:
