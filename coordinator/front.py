@@ -4,8 +4,8 @@ grpcio can restrict neither suites nor versions, knows no revocation and keeps a
 this front speaks TLS and a stock grpc.aio server listens behind it on a unix socket that only we can reach.
 
 Admission: an unauthenticated connection gets three seconds for one whole ClientHello (which costs us nothing), then
-waits its turn, fairly among addresses, for one of 64 places; no address ever holds all of them, so handshakes that
-never finish do not delay a good client from elsewhere. When many wait, a handshake may take four times as long as those
+waits its turn in a line (line.py), fairly among addresses, for one of 64 places; no address ever holds all of them, so
+handshakes that never finish do not delay a good client from elsewhere. When many wait, a handshake may take four times as long as those
 that succeed lately: a mesh that reconnects at once, however slowly, does not time itself out. Deadlines count ticks,
 not seconds: while this process is too busy to read, nobody's time runs out.
 
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Final
 
 from coordinator import tls
+from coordinator.line import Line
 from coordinator.peer import PeerIdentity, peer_identity
 from coordinator.relay import SERVED, Connection, Phase, Why
 from coordinator.tls import Credentials
@@ -43,7 +44,6 @@ WAITING_MANY: Final = HANDSHAKES  # more than a whole round of them waits: time 
 STRICT_HANDSHAKE_S: Final = 0.5  # a round trip to the other side of the planet; who stalls longer tries again
 SLOWER_THAN_OTHERS: Final = 4  # but never stricter than so many times what handshakes took that did succeed
 FORGETS: Final = 0.98  # of that time, at each success
-SHARE: Final = 2  # an address has at most so many places per free one: two thirds of them, so some stay free for others
 KEEPALIVE_S: Final = (30, 10, 3)  # idle, between probes, probes: the kernel finds vanished nodes, at no cost to us
 UNACKNOWLEDGED_MS: Final = 40_000
 GATHER_S: Final = 0.005  # under load, what members say reaches grpc in one go: 60 us each instead of 100 (measured)
@@ -51,6 +51,7 @@ CROWD: Final = 4  # members who speak within that time are load; one who calls a
 PER_ADDRESS: Final = 512  # unauthenticated connections of one IPv4 address or IPv6 /64: a site behind one NAT
 PER_IDENTITY: Final = 8  # an agent holds one; the rest are its dead ones that TCP has not noticed yet
 ANONYMOUS_PART: Final = 4  # at most a quarter of all connections may be clients without certificate
+ACCEPTS: Final = 8  # in a turn of the event loop: uvloop takes one per handle, and the kernel's queue knows no fairness
 BACKLOG: Final = 4096  # the kernel's somaxconn; asyncio's 100 made 5,000 connects take 47 s
 READ_BUFFER_BYTES: Final = 64 * 1024  # one for all connections: asyncio's own TLS keeps 256 kB for each
 DESCRIPTORS_RESERVED: Final = 128  # etcd, logs, the audit's segments, listening sockets
@@ -75,38 +76,6 @@ class Figures:
     waiting: int
     handshakes: int
     anonymous: int
-
-
-class _Line:
-    """Those who wait: first in first out for one address, addresses in turn."""
-
-    def __init__(self) -> None:
-        self._of: dict[bytes, dict[Connection, None]] = {}
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, connection: Connection) -> None:
-        self._of.setdefault(_source(connection), {})[connection] = None
-        self._count += 1
-
-    def discard(self, connection: Connection) -> None:
-        source = _source(connection)
-        own = self._of.get(source, {})
-        if connection in own:
-            del own[connection]
-            self._count -= 1
-            if not own:
-                del self._of[source]
-
-    def first(self, held: Mapping[bytes, int], free: int) -> Connection | None:
-        """The next one, of an address that has no more than its share of places."""
-        for source in self._of if free > 0 else ():
-            if held.get(source, 0) < SHARE * free:
-                self._of[source] = own = self._of.pop(source)  # its next one comes after everybody else's
-                return next(iter(own))
-        return None
 
 
 def _keep_alive(server: asyncio.Server) -> None:
@@ -147,9 +116,10 @@ class Front:
         self.ticks = 0
         self._admit, self._clock = admit, clock
         self._servers: list[asyncio.Server] = []
+        self._more: list[asyncio.Server] = []  # the same sockets again
         self._open: set[Connection] = set()
         self._timed: set[Connection] = set()  # those whose phase has an end
-        self._line = _Line()
+        self._line: Line[Connection] = Line()
         self._handshakes: set[Connection] = set()
         self._held: Counter[bytes] = Counter()  # places, by address
         self._usual_s = 0.0  # what the slower ones of the handshakes take that succeed
@@ -192,6 +162,8 @@ class Front:
                 make = functools.partial(Connection, self)
                 self._servers.append(await loop.create_server(make, host, port, backlog=BACKLOG))
                 _keep_alive(self._servers[-1])
+                for listener in self._servers[-1].sockets * (ACCEPTS - 1):
+                    self._more.append(await loop.create_server(make, sock=listener.dup(), backlog=BACKLOG))
             except OSError as error:
                 await self.stop()
                 what = f"cannot listen on {host} port {port}: {error.strerror}"
@@ -221,16 +193,17 @@ class Front:
     async def stop(self) -> None:
         """Close all sockets. Stop the grpc server first, with grace, to let calls end in peace."""
         self._stopping = True
-        for server in self._servers:
+        for server in (*self._servers, *self._more):
             server.close()
         for connection in list(self._open):
             connection.end(Why.STOPPED)
         while self._open or self._tasks:
             self._emptied.clear()
             await self._emptied.wait()
-        for server in self._servers:
+        for server in (*self._servers, *self._more):
             await server.wait_closed()
         self._servers.clear()
+        self._more.clear()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -255,10 +228,10 @@ class Front:
         """A connection went on to its phase, `ticks` after the one before: give it its place, take away that one's."""
         phase = connection.phase
         if phase is Phase.WAITING:
-            self._line.add(connection)
+            self._line.add(_source(connection), connection, now=asyncio.get_running_loop().time())
             self._call_next()
         else:
-            self._line.discard(connection)
+            self._line.discard(_source(connection), connection)
         if phase is Phase.HANDSHAKE:
             self._handshakes.add(connection)
             self._held[_source(connection)] += 1
@@ -357,8 +330,8 @@ class Front:
         asyncio.get_running_loop().call_soon(self._start_next)
 
     def _start_next(self) -> None:
-        free = HANDSHAKES - len(self._handshakes)
-        if (connection := self._line.first(self._held, free)) is not None:
+        free, now = HANDSHAKES - len(self._handshakes), asyncio.get_running_loop().time()
+        if (connection := self._line.first(self._held, free, now=now)) is not None:
             connection.start(self._context)
             self._call_next()
 
