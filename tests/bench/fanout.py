@@ -30,6 +30,7 @@ CHANGES = 40  # per round
 BARE_CHANGES = 10
 MUTE_CHANGES = 8  # per round, agents acknowledge nothing
 JOINS = STORM = 200
+STORMS = 3
 AT_A_TIME = 8
 CHURN_PER_S, CHURN_S = 100.0, 10.0
 IDLE_S = 20.0
@@ -99,6 +100,25 @@ async def fan_out(what: str, agents: Remote, servers: list[Process], change: Cha
     show(f"{what}: frames and reports per stream and change", f"{frames:.2f} down, {reports:.2f} up")
 
 
+async def join(
+    what: str, agents: Remote, servers: list[Process], token: str, streams: int, count: int, parallel: int
+) -> int:
+    """Agents join a mesh of `streams` -> how many did."""
+    await agents.prepare(token=token, count=count, name=f"join-{streams}")
+    cost, frames = Cost(*servers), (await agents.figures())["frames"]
+    seen = await agents.join(parallel=parallel, within=WITHIN_S)
+    frames = ((await agents.figures())["frames"] - frames) / (streams + seen["joined"])
+    show(
+        f"{what}: {count} joins, {parallel} at a time, into {streams}",
+        f"all have all after {seen['took']:.2f} s, {seen['joined'] / seen['sessions']:.0f} joins/s, "
+        f"p50 {ms(seen['p50'])}, p99 {ms(seen['p99'])}, failed {seen['failed'] or 0}, "
+        f"{frames:.1f} frames/stream, {cost.spent() / count * 1e3:.1f} ms CPU each",
+    )
+    assert seen["all"], seen
+    await agents.idle(seconds=2)
+    return int(seen["joined"])
+
+
 class Bench:
     """The parts, one method each."""
 
@@ -148,26 +168,14 @@ class Bench:
         await fan_out("coordinator", self.agents, self.servers, self.change, self.streams, self.count)
 
     async def _join(self, what: str, count: int, parallel: int) -> None:
-        token = await self.changer.token(count)
-        await self.agents.prepare(token=token.text(), count=count, name=f"{what}-{self.streams}")
-        cost, frames = Cost(*self.servers), (await self.agents.figures())["frames"]
-        seen = await self.agents.join(parallel=parallel, within=WITHIN_S)
-        self.streams += seen["joined"]
-        frames = ((await self.agents.figures())["frames"] - frames) / self.streams
-        show(
-            f"{what}: {count} joins, {parallel} at a time, into {self.streams - seen['joined']}",
-            f"all have all after {seen['took']:.2f} s, {seen['joined'] / seen['sessions']:.0f} joins/s, "
-            f"p50 {ms(seen['p50'])}, p99 {ms(seen['p99'])}, failed {seen['failed'] or 0}, "
-            f"{frames:.1f} frames/stream, {cost.spent() / count * 1e3:.1f} ms CPU each",
-        )
-        assert seen["all"], seen
-        await self.agents.idle(seconds=2)
+        token = (await self.changer.token(count)).text()
+        self.streams += await join(what, self.agents, self.servers, token, self.streams, count, parallel)
 
     async def joins(self) -> None:
         await self._join("joins", JOINS, AT_A_TIME)
 
     async def storm(self) -> None:
-        for _ in range(3):
+        for _ in range(STORMS):
             await self._join("storm", STORM, STORM)
 
     async def churn(self) -> None:
@@ -207,6 +215,7 @@ class Bench:
         )
 
     async def restart(self) -> None:
+        await self.agents.spare()
         before, since = (await self.agents.figures())["counts"], time.monotonic()
         for coordinator in self.coordinators:
             coordinator.stop()
@@ -254,7 +263,11 @@ async def bare(kind: str, count: int, directory: Path) -> None:
             assert seen["live"] == count, seen
             await ask("freeze")
             await agents.idle(seconds=2)
-            await fan_out(f"bare {kind}", agents, [Process(server.pid)], change, count, BARE_CHANGES)
+            servers, streams = [Process(server.pid)], count
+            await fan_out(f"bare {kind}", agents, servers, change, count, BARE_CHANGES)
+            for _ in range(STORMS if kind == "grpc" else 0):
+                (token,) = await ask("token")
+                streams += await join(f"bare {kind} storm", agents, servers, token, streams, STORM, STORM)
         finally:
             await agents.stop()
     finally:
