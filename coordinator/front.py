@@ -5,9 +5,9 @@ this front speaks TLS and a stock grpc.aio server listens behind it on a unix so
 
 Admission: an unauthenticated connection gets three seconds for one whole ClientHello (which costs us nothing), then
 waits its turn in a line (line.py), fairly among addresses, for one of 64 places; no address ever holds all of them, so
-handshakes that never finish do not delay a good client from elsewhere. When many wait, a handshake may take four times as long as those
-that succeed lately: a mesh that reconnects at once, however slowly, does not time itself out. Deadlines count ticks,
-not seconds: while this process is too busy to read, nobody's time runs out.
+handshakes that never finish do not delay a good client from elsewhere. When many wait, a handshake may take four times
+as long as those that succeed lately: a mesh that reconnects at once, however slowly, does not time itself out.
+Deadlines count ticks, not seconds: while this process is too busy to read, nobody's time runs out.
 
 What a caller may do is the services' business (coordinator/peer.py tells them who calls); revocation is decided by the
 `admit` callback. Nothing here parses HTTP/2.

@@ -178,7 +178,8 @@ async def main(kind: str, port: int, directory: Path) -> None:
             Seed(mesh.ca, mesh.id, "bare", [(m.to_bytes(), x) for m, x in zip(made, leaves, strict=True)]).save(
                 directory / "bare"
             )
-            fan.put({m.id: secrets.token_bytes(CHUNK_BYTES) for m in made} if kind == "grpc" else {})
+            if kind == "grpc":
+                fan.put({m.id: secrets.token_bytes(CHUNK_BYTES) for m in made})
             print("made", flush=True)
         elif line[0] == "token":
             token = JoinToken(pki.ca_key(mesh.ca), mesh.id, "0" * 16, bytes(32), (f"127.0.0.1:{port}",))
