@@ -108,6 +108,7 @@ async def test_coordinator_is_paused(scene: Scene, record_property: Figure) -> N
 
     def weather() -> None:
         key = lab.victim("v2")
+        lab.send(lab.two, *scene.nodes)  # still: a node that has just lost its stream is at neither of them
         lab.two.signal(signal.SIGSTOP)
         done = lab.one.command("revoke", "v2", "--wait", "--timeout", "1s")
         assert done.returncode == 11, done.stdout + done.stderr
