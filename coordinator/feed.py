@@ -26,7 +26,7 @@ from meshctl.mesh.rotation import Plan, Turn
 from meshctl.wire import codec, session
 
 WATCH_LATE_S = 1.0  # it brings a commit after some milliseconds
-SHARED_S = 0.5  # as passes are apart in a crowd
+SHARED_S = 0.5  # as passes are apart in a crowd, at least
 FRAMES_KEPT = 64  # cursors at one revision
 DIGESTS_KEPT = 256  # a node that reports a revision older than that many changes is lagging anyway
 

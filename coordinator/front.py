@@ -116,7 +116,6 @@ class Front:
         self.ticks = 0
         self._admit, self._clock = admit, clock
         self._servers: list[asyncio.Server] = []
-        self._more: list[asyncio.Server] = []  # the same sockets again
         self._open: set[Connection] = set()
         self._timed: set[Connection] = set()  # those whose phase has an end
         self._line: Line[Connection] = Line()
@@ -160,10 +159,11 @@ class Front:
         for host, port in addresses:
             try:
                 make = functools.partial(Connection, self)
-                self._servers.append(await loop.create_server(make, host, port, backlog=BACKLOG))
-                _keep_alive(self._servers[-1])
-                for listener in self._servers[-1].sockets * (ACCEPTS - 1):
-                    self._more.append(await loop.create_server(make, sock=listener.dup(), backlog=BACKLOG))
+                server = await loop.create_server(make, host, port, backlog=BACKLOG)
+                self._servers.append(server)
+                _keep_alive(server)
+                for listener in server.sockets * (ACCEPTS - 1):  # the same socket again
+                    self._servers.append(await loop.create_server(make, sock=listener.dup(), backlog=BACKLOG))
             except OSError as error:
                 await self.stop()
                 what = f"cannot listen on {host} port {port}: {error.strerror}"
@@ -172,7 +172,8 @@ class Front:
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """(host, port) of every listening socket."""
-        return [listener.getsockname()[:2] for server in self._servers for listener in server.sockets]
+        names = (listener.getsockname()[:2] for server in self._servers for listener in server.sockets)
+        return list(dict.fromkeys(names))
 
     @property
     def connections(self) -> Figures:
@@ -193,17 +194,16 @@ class Front:
     async def stop(self) -> None:
         """Close all sockets. Stop the grpc server first, with grace, to let calls end in peace."""
         self._stopping = True
-        for server in (*self._servers, *self._more):
+        for server in self._servers:
             server.close()
         for connection in list(self._open):
             connection.end(Why.STOPPED)
         while self._open or self._tasks:
             self._emptied.clear()
             await self._emptied.wait()
-        for server in (*self._servers, *self._more):
+        for server in self._servers:
             await server.wait_closed()
         self._servers.clear()
-        self._more.clear()
         if self._timer is not None:
             self._timer.cancel()
 

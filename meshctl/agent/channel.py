@@ -12,8 +12,6 @@ from meshctl.crypto.identity import Identity
 from meshctl.errors import UnreachableError
 from meshctl.mesh import limits
 
-CONNECT_TIMEOUT_S = 5.0
-
 
 def split(address: str) -> tuple[str, int]:
     """HOST:PORT or [HOST]:PORT."""

@@ -21,6 +21,7 @@ from meshctl.mesh.ways import Way
 from meshctl.wire import codec, status, unary
 
 _TIMEOUT_S: Final = 10.0
+_CONNECT_S: Final = 5.0  # TCP alone
 
 
 Found = Mapping[socket.AddressFamily, natcheck.Address]
@@ -51,7 +52,7 @@ async def _way(address: str, places: Found, ca: bytes) -> Way:
     way = Way(address) if isinstance(here, str) else Way(address, source=here.host, mtu=here.mtu)
     try:
         begun = time.monotonic()
-        async with asyncio.timeout(channel.CONNECT_TIMEOUT_S):
+        async with asyncio.timeout(_CONNECT_S):
             _, writer = await asyncio.open_connection(target[0], target[1])
         way = replace(way, connect_s=time.monotonic() - begun)
         writer.close()

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from meshctl.crypto.identity import compressed
 from meshctl.errors import TrustError
 from meshctl.mesh import limits
 
@@ -47,7 +48,7 @@ def fingerprint(der: bytes) -> bytes:
 
 def ca_key(ca: bytes) -> bytes:
     """The public key of a CA certificate (DER), compressed: what a join token carries."""
-    return _compressed(_public(x509.load_der_x509_certificate(ca)))
+    return compressed(_public(x509.load_der_x509_certificate(ca)))
 
 
 def anchor(mesh_id: str, key: bytes) -> bytes:
@@ -66,7 +67,7 @@ def anchor(mesh_id: str, key: bytes) -> bytes:
 def is_anchored(ca: bytes, trusted: bytes) -> bool:
     """Whether a CA certificate is the one that an anchor stands for: by name and key."""
     one, other = x509.load_der_x509_certificate(ca), x509.load_der_x509_certificate(trusted)
-    return one.subject == other.subject and _compressed(_public(one)) == _compressed(_public(other))
+    return one.subject == other.subject and _public(one) == _public(other)
 
 
 def _public(certificate: x509.Certificate) -> PublicKey:
@@ -74,10 +75,6 @@ def _public(certificate: x509.Certificate) -> PublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise TrustError("the CA's key is not an elliptic curve key")
     return key
-
-
-def _compressed(key: PublicKey) -> bytes:
-    return key.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
 
 
 def new_key() -> Key:

@@ -13,7 +13,8 @@ from meshctl.mesh.token import JoinToken
 from meshctl.wire import codec
 from meshctl.wire.v1 import mesh_pb2 as pb
 from tests.bench.light import Wire
-from tests.bench.swarm import Agent, Swarm, anonymous
+from tests.bench.swarm import Agent, Swarm
+from tests.harness import tls
 
 BEGIN, JOIN = 1, 3
 SERVICE = "/meshctl.wire.v1.Enrolment/"
@@ -75,7 +76,7 @@ class Joiner:
 
 @functools.lru_cache(maxsize=1)
 def _context(token: JoinToken) -> ssl.SSLContext:
-    return anonymous(pki.anchor(token.mesh, token.ca_key), "h2")
+    return tls.client_context("h2", ca=pki.anchor(token.mesh, token.ca_key))
 
 
 def _hello() -> bytes:

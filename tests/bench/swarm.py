@@ -12,7 +12,6 @@ import functools
 import heapq
 import random
 import select
-import ssl
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -324,9 +323,3 @@ class PlainAgent(Agent):
             self._wire.send_raw(REPORT)
             self._said = time.monotonic()
             self.swarm.counts["reports"] += 1
-
-
-@functools.lru_cache(maxsize=8)
-def anonymous(ca: bytes | None, *protocols: str) -> ssl.SSLContext:
-    """A client's context without certificate; without `ca` it believes anybody."""
-    return tls.client_context(*protocols, ca=ca)
