@@ -243,6 +243,7 @@ class Reconciler:
             due |= self._stolen(want, observed.interface)
         heirs = {} if fits else self._inherited(want, observed)
         due |= heirs
+        self._attempts |= {key: liveness.heir(at, now=time.monotonic()) for key, at in heirs.items()}
         same = fits and not due
         steps = () if same else diff(observed.interface, want, alive=alive, due=due)
         foreign = tuple(s for s in steps if not isinstance(s, RestartPeer)) if self._settled is want else ()

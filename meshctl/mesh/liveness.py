@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from meshctl.mesh import limits
 from meshctl.mesh.interface import Session
@@ -46,11 +46,14 @@ def leads(me: Node, peer: Node) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """Where one peer without a session stands: down since when, attempts made, when the next is due (monotonic s)."""
+    """Where one peer without a session stands: down since when, attempts made, when the next is due (monotonic s), and
+    where, if not at the next candidate.
+    """
 
     since: float
     made: int
     next_at: float
+    at: Endpoint | None = None
 
 
 def first(leader: bool, *, now: float) -> Attempts:
@@ -58,14 +61,21 @@ def first(leader: bool, *, now: float) -> Attempts:
     return Attempts(now, 0, now if leader else now + limits.FOLLOWER_OFFSET_S)
 
 
+def heir(at: Endpoint, *, now: float) -> Attempts:
+    """A peer that changed its key, tried just now where its session was: once more there, whoever of us leads. The
+    initiation of a rotated pair is ours; if it is lost, WireGuard repeats it after 5 s only.
+    """
+    return Attempts(now, len(limits.LEADER_ATTEMPTS_S), now + limits.HEIR_AGAIN_S, at)
+
+
 def tried(attempts: Attempts, leader: bool, pair: bytes) -> Attempts:
     """After one attempt: when the next is due. `pair`, any constant of this end of the pair, seeds the jitter."""
     made = attempts.made + 1
     if leader and made < len(limits.LEADER_ATTEMPTS_S):
-        return replace(attempts, made=made, next_at=attempts.since + limits.LEADER_ATTEMPTS_S[made])
+        return Attempts(attempts.since, made, attempts.since + limits.LEADER_ATTEMPTS_S[made])
     jitter = hashlib.sha256(pair + made.to_bytes(8, "big")).digest()[0] / 255  # 0..1 s
     pause = limits.ATTEMPT_EVERY_S if made < limits.PATIENT_AFTER_ATTEMPTS else limits.PATIENT_EVERY_S
-    return replace(attempts, made=made, next_at=attempts.next_at + pause + jitter)
+    return Attempts(attempts.since, made, attempts.next_at + pause + jitter)
 
 
 def step(
@@ -86,7 +96,7 @@ def step(
             continue
         state = states.get(key) or first(leader, now=now)
         if now >= state.next_at:
-            due[key] = endpoints[state.made % len(endpoints)]
+            due[key] = state.at or endpoints[state.made % len(endpoints)]
             state = tried(state, leader, key.raw)
         after[key] = state
     return after, due

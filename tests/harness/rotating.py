@@ -31,3 +31,18 @@ def undeafen(nodes: Sequence[Node]) -> None:
     """They can again."""
     for node in nodes:
         node.ns.command("nft", "delete", "table", "ip", "deaf", check=False)
+
+
+def lose_first(node: Node, peers: Sequence[Node]) -> None:
+    """The next initiation of each of these peers is lost on its way to `node`."""
+    initiation = 20 + 8 + 148  # bytes: the quota that lets every later one pass
+    node.ns.command("nft", "add table ip deaf; add chain ip deaf in { type filter hook input priority 0; }")
+    for peer in peers:
+        what = f"ip saddr {peer.address} udp dport 51820 @th,64,8 1 quota until {initiation} bytes counter drop"
+        node.ns.command("nft", f"add rule ip deaf in {what}")
+
+
+def is_lost(node: Node, peers: Sequence[Node]) -> bool:
+    """Whether one of each of them was."""
+    listed = node.ns.command("nft", "list", "chain", "ip", "deaf", "in")
+    return listed.count("counter packets 1 ") == len(peers)

@@ -15,9 +15,10 @@ import pytest
 
 from meshctl.agent.store import SavedRotation, Store
 from meshctl.crypto.identity import Identity
+from meshctl.mesh import limits
 from meshctl.mesh.rotation import Phase, Stage
 from tests.harness.mesh import MESHCTL, READY_S, Lab, Node, until
-from tests.harness.rotating import agree, deafen, undeafen
+from tests.harness.rotating import agree, deafen, is_lost, lose_first, undeafen
 
 pytestmark = pytest.mark.root
 
@@ -101,6 +102,23 @@ def test_all_nodes_one_after_the_other_while_one_joins(scene: Scene) -> None:
     assert keys == set(guest.peers())
     scene.lab.coordinator.remove("guest")
     guest.stop()
+    scene.settled()
+
+
+@pytest.mark.parametrize("name", ["a", "c"], ids=["peers-lead", "peers-follow"])
+def test_first_initiation_is_lost_and_the_pair_does_not_wait_for_wireguards_next(
+    scene: Scene, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    """WireGuard repeats it after 5 s; whose turn it would be in a new pair does not matter."""
+    (node,) = (n for n in scene.nodes if n.name == name)
+    peers = [n for n in scene.nodes if n is not node]
+    lose_first(node, peers)
+    done = scene.lab.coordinator.keys("rotate", "--node", name, "--wait")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert is_lost(node, peers)
+    turn = scene.lab.coordinator.rotation().gap
+    record_property("figure", f"the first initiation of each peer of {name} lost: gap {turn.worst:.2f} s")
+    assert turn.worst < limits.FOLLOWER_OFFSET_S
     scene.settled()
 
 

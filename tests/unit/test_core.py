@@ -254,6 +254,19 @@ def test_each_attempt_takes_the_next_endpoint_and_success_forgets() -> None:
     assert liveness.step(states, {key(1): (True, SPOTS)}, frozenset({key(1)}), now=now) == ({}, {})
 
 
+@pytest.mark.parametrize("leads", [True, False])
+def test_rotated_peer_is_tried_again_where_it_was_and_then_as_any_other(leads: bool) -> None:
+    peers, was = {key(1): (leads, SPOTS)}, Endpoint.parse("198.51.100.9:51820")
+    states = {key(1): liveness.heir(was, now=50.0)}
+    tried: list[tuple[float, Endpoint]] = []
+    for now in (50.0, 50.9, 51.0, 51.1, 54.0, 55.9, 57.1):
+        states, due = liveness.step(states, peers, frozenset(), now=now)
+        tried += [(now, endpoint) for endpoint in due.values()]
+    assert tried[0] == (51.0, was)
+    assert [now for now, _ in tried] == [51.0, 57.1]
+    assert tried[1][1] in SPOTS
+
+
 def test_near_endpoints_are_tried_first_and_only_once() -> None:
     said = (Origin.COORDINATOR, Origin.LOCAL, Origin.CONFIGURED, Origin.PEER)
     candidates = [Candidate(*pair) for pair in zip((*SPOTS, SPOTS[1]), said, strict=True)]
