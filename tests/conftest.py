@@ -29,8 +29,15 @@ def _missing_for_vm() -> str:
     return _missing_for_root()
 
 
+def _turn(item: pytest.Item) -> int:
+    return next((turn for turn, where in enumerate(("netns", "attacks"), 1) if where in item.path.parts), 0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what cannot run here, with the reason."""
+    """Skip what cannot run here, with the reason. Meshes come last, and of these last what holds promises in seconds:
+    by then the emulated machine beside them is done.
+    """
+    items.sort(key=_turn)
     for item in items:
         for mark, missing in (("root", _missing_for_root), ("vm", _missing_for_vm)):
             if item.get_closest_marker(mark) and (why := missing()):
