@@ -50,7 +50,7 @@ SUITE = (
     " tests/contract/test_device.py tests/contract/test_guard.py -k kernel"
 )
 BENCH = "python -B tests/bench/reconcile.py"
-ROTATION = "python -B -m tests.bench.rotation --runs 3 --rate 20 --nodes 3 --udp-only"
+ROTATION = "python -B -m tests.bench.rotation --runs 2 --rate 20 --nodes 3 --udp-only"
 WIRE = (
     "python -B -m pytest -p no:cacheprovider -q --color=no --tb=short tests/netns/test_witness.py"
     " -k 'healthy or copies or leak or twice or strangers or widened'"
