@@ -118,7 +118,7 @@ def _loose(directory: Path) -> tuple[str, ...] | None:
 def _agent(picture: dict[str, Any] | None, silence: str, *, joined: bool | None) -> tuple[Verdict, str] | None:
     if picture is not None:
         verdict = Verdict(picture["verdict"])
-        return verdict, f"answers: {verdict}, {len(picture['findings'])} findings"
+        return verdict, f"answers: {verdict}, findings: {len(picture['findings'])}"
     return (Verdict.FAILED, silence) if joined else None
 
 

@@ -153,6 +153,6 @@ def health(whole: bool, as_json: bool, **flags: object) -> None:
         peers, rows = picture["peers"], picture["rows"]
         proven = f"{sum(p['state'] == 'ok' for p in peers)} of {len(peers)} peers proven"
         checks = f"{sum(row['verdict'] == 'ok' for row in rows)} of {len(rows)} checks ok"
-        click.echo(f"{_WORDS[verdict]}: {proven}, {checks}, {len(findings)} findings")
+        click.echo(f"{_WORDS[verdict]}: {proven}, {checks}, findings: {len(findings)}")
         print_findings(findings)
     raise click.exceptions.Exit(integrity.exit_code(verdict))

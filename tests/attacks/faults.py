@@ -146,8 +146,11 @@ def _f4(s: Scene, name: str) -> str:
 # Chains run side by side, the faults of one after the other: so that each is alone on its nodes.
 def _lost_keys(s: Scene) -> float:
     """As a machine without its state directory, and what is said of it does not arrive."""
-    node = s["b"]
+    node, peer = s["b"], s["a"].key()
     until(lambda: node.peer("a")["psk"] and s["a"].peer("b")["psk"], READY_S, "the two have agreed")
+    made = node.peers()[peer].handshake
+    s.wg("b", "peer", peer, "remove")  # comes back with a young session: they agree in it, and it ends after 180 s
+    until(lambda: (one := node.peers().get(peer)) and one.handshake > made, READY_S, "a young session")
     node.stop()
     Store(node.state).forget_bunches()
     s.filter(node.ns, "inet deaf", input="udp dport 51871 @th,64,32 0x4d4b5131 drop")  # by their magic

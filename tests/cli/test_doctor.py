@@ -61,7 +61,7 @@ def test_findings_of_the_agent_are_told_with_their_remedy(tmp_path: Path) -> Non
     with agent_socket(tmp_path, {"/status": picture(verdict="failed", findings=[FINDING])}):
         shown = run("doctor")
     assert shown.exit_code == 2
-    assert "! HOST-AGENT: answers: failed, 1 findings -> meshctl status" in shown.stdout
+    assert "! HOST-AGENT: answers: failed, findings: 1 -> meshctl status" in shown.stdout
     assert "! MESH-PATH-001 gpu-b7: 3 echoes in a row unanswered (4m) -> is the peer up?" in shown.stdout
 
 

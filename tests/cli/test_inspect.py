@@ -117,7 +117,7 @@ def test_exit_codes_are_those_of_monitoring_plugins(tmp_path: Path, verdict: str
         for words in (("status",), ("status", "--json"), ("health",), ("health", "--json")):
             assert run(*words).exit_code == code
         shown = run("health")
-    first = f"{word}: 1 of 1 peers proven, 1 of 1 checks ok, {len(findings)} findings"
+    first = f"{word}: 1 of 1 peers proven, 1 of 1 checks ok, findings: {len(findings)}"
     assert shown.stdout.splitlines()[0] == first
     assert len(shown.stdout.splitlines()) == 1 + len(findings)
 

@@ -21,7 +21,7 @@ WELL = Facts(
     interface="mesh0", port=51820, root=True, joined=True, systemd=True, prefixes=MESH,
     uplinks=(ETH0,), routes=(HostRoute(ip_network("192.0.2.0/24"), "eth0", "192.0.2.0/24 dev eth0"),), forwarding6=True,
     clock_kept=True, skew=(OK, "0.1 s"), ruleset=(), capabilities=ALL, wireguard_go=True, state_dir="/var/lib/meshctl",
-    loose=(), port_holder="", agent=(OK, "answers: ok, 0 findings"), inotify=(3, 128),
+    loose=(), port_holder="", agent=(OK, "answers: ok, findings: 0"), inotify=(3, 128),
 )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[str, Facts, Verdict, str]] = {
     "agent is silent": (
         "HOST-AGENT", replace(WELL, agent=(FAILED, "the agent does not answer")), FAILED, "systemctl restart meshctl"),
     "agent finds something": (
-        "HOST-AGENT", replace(WELL, agent=(FAILED, "answers: failed, 1 findings")), FAILED, "meshctl status"),
+        "HOST-AGENT", replace(WELL, agent=(FAILED, "answers: failed, findings: 1")), FAILED, "meshctl status"),
     "inotify used up": (
         "HOST-INOTIFY", replace(WELL, inotify=(128, 128)), FAILED, "sysctl -w fs.inotify.max_user_instances=1024"),
     "inotify nearly used up": (
