@@ -20,7 +20,7 @@ from meshctl.mesh.probe import Echo, Kind, Packet, Place
 _REPLIES_PER_S: Final = 10.0  # a peer's schedule asks once in 2 s; a join or a proof asks four times a second
 _REPLIES_BURST: Final = 20.0
 _REPLAY_WINDOW: Final = 64  # pings that may overtake each other; IPsec's customary window
-_RESYNC_AFTER_S: Final = 30.0  # silence after which a peer may start anew: it restarted with an earlier clock
+_RESYNC_AFTER_S: Final = 30.0  # silence after which any packet may be the first of a peer that restarted
 _BEFORE_S: Final = 30.0  # for how long the key from before a rotation is taken: the other end may hear of it later
 _HALF: Final = 1 << 31
 _MASK: Final = (1 << 32) - 1
@@ -44,21 +44,27 @@ class Drop(StrEnum):
 class Gate:
     """How many pings of one peer are answered, and each at most once."""
 
-    __slots__ = ("_at", "_highest", "_seen", "_tokens")
+    __slots__ = ("_at", "_highest", "_refused", "_seen", "_tokens")
 
     def __init__(self) -> None:
-        self._highest, self._seen = 0, 0
+        self._highest, self._refused, self._seen = 0, 0, 0
         self._at = float("-inf")
         self._tokens = _REPLIES_BURST
 
     def admit(self, sequence: int, *, now: float) -> Drop | None:
-        """None: answer it. Sequences are compared modulo 2**32 (RFC 1982)."""
+        """None: answer it. Sequences are compared modulo 2**32 (RFC 1982). A peer that restarted with an earlier clock
+        is far behind: it is believed with its second packet, for one alone may be a replay.
+        """
         if now - self._at > _RESYNC_AFTER_S:
-            self._highest, self._seen = sequence - 1 & _MASK, 0
+            self._highest = self._refused = sequence - 1 & _MASK
+            self._seen = 0
             self._tokens, self._at = _REPLIES_BURST, now
         ahead = sequence - self._highest & _MASK
         behind = self._highest - sequence & _MASK
         newer = 0 < ahead < _HALF
+        if not newer and behind >= _REPLAY_WINDOW:
+            newer = 0 < (sequence - self._refused & _MASK) < _REPLAY_WINDOW
+            self._refused = sequence
         if not newer and (behind >= _REPLAY_WINDOW or self._seen >> behind & 1):
             return Drop.REPLAYED
         tokens = min(self._tokens + (now - self._at) * _REPLIES_PER_S, _REPLIES_BURST)

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshctl.agent.responder import Gate
+from meshctl.agent.responder import Drop, Gate
 from meshctl.errors import ProtocolError
 from meshctl.mesh.model import Endpoint
 from meshctl.mesh.probe import PACKET_BYTES, TAG_BYTES, Kind, Packet, pack, parse, place
@@ -51,14 +51,33 @@ def test_an_altered_byte_never_parses_to_the_same_packet(packet: Packet, at: int
 
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(-80, 80), max_size=60))
 def test_gate_admits_no_sequence_twice_and_every_newer_one(start: int, steps: list[int]) -> None:
-    """The oracle is a set. Slow enough that the rate never refuses, and over before silence starts anew."""
-    gate, seen, highest = Gate(), set[int](), start
+    """The oracle is a set, which begins anew with two in a row that are far behind. Slow enough for the rate,
+    and over before silence starts anew."""
+    gate, seen, highest, refused = Gate(), set[int](), start, -1000
     sequence = start
     for number, step in enumerate([0, *steps]):
         sequence += step
-        admitted = gate.admit(sequence % 2**32, now=0.4 * number) is None
-        expected = sequence not in seen and highest - sequence < 64
-        assert admitted == expected
-        if admitted:
+        restarted = highest - sequence >= 64 and 0 < sequence - refused < 64
+        expected = restarted or (sequence not in seen and highest - sequence < 64)
+        if highest - sequence >= 64:
+            refused = sequence
+        assert (gate.admit(sequence % 2**32, now=0.4 * number) is None) == expected
+        if restarted:
+            seen, highest = set(), sequence
+        if expected:
             seen.add(sequence)
             highest = max(highest, sequence)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(128, 2**31 - 100), st.integers(1, 63), st.integers(0, 9))
+def test_gate_believes_a_peer_that_restarted_far_behind_with_its_second_packet_and_never_a_replay(
+    start: int, back: int, step: int, times: int
+) -> None:
+    gate = Gate()
+    assert gate.admit(start, now=0.0) is None
+    first = (start - back) % 2**32
+    for _ in range(times + 1):
+        assert gate.admit(first, now=1.0) is Drop.REPLAYED
+    assert gate.admit((first + step) % 2**32, now=2.0) is None
+    assert gate.admit((first + step) % 2**32, now=3.0) is Drop.REPLAYED
+    assert gate.admit((first + step + 1) % 2**32, now=4.0) is None
