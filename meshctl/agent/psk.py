@@ -104,6 +104,7 @@ class PresharedKeys:
                 unsettled = self._examine(node, state) or unsettled
             self._listen(node, state)
             self._judge(node.id, state)
+            unsettled = unsettled or state.differs_since is not None
         return unsettled
 
     def _listen(self, node: Node, state: State) -> None:

@@ -37,7 +37,7 @@ _SPREAD: Final = 0.2  # of the period: pairs that began at once are not renewed 
 _PAUSE_S: Final = 1.0
 _PAUSE_MOST_S: Final = 8.0
 _STRANGE_AFTER: Final = 6  # questions without any answer: an agent of an earlier release
-_STRANGE_EVERY_S: Final = 600.0
+_STRANGE_EVERY_S: Final = 120.0
 
 
 class Key(NamedTuple):
