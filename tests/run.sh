@@ -14,7 +14,8 @@ failed=0
 
 # What takes minutes and mostly waits runs beside the rest, in two lines: all together take half the time.
 lines=(
-  "tests/vm/test_kernel_wireguard.py tests/netns/test_psk.py tests/netns/test_outage.py tests/netns/test_replicas.py"
+  "tests/vm/test_kernel_wireguard.py tests/netns/test_psk.py tests/netns/test_outage.py tests/netns/test_replicas.py
+   tests/attacks/test_attacks.py"
   "tests/attacks/test_ageing.py tests/attacks/test_quiet.py
    tests/netns/test_etcd_weather.py tests/netns/test_rotation.py tests/netns/test_rotation_weather.py"
 )
