@@ -47,7 +47,8 @@ class Gate:
     __slots__ = ("_at", "_highest", "_refused", "_seen", "_tokens")
 
     def __init__(self) -> None:
-        self._highest, self._refused, self._seen = 0, 0, 0
+        self._highest, self._seen = 0, 0
+        self._refused: int | None = None  # the last one that was far behind
         self._at = float("-inf")
         self._tokens = _REPLIES_BURST
 
@@ -56,15 +57,14 @@ class Gate:
         is far behind: it is believed with its second packet, for one alone may be a replay.
         """
         if now - self._at > _RESYNC_AFTER_S:
-            self._highest = self._refused = sequence - 1 & _MASK
-            self._seen = 0
+            self._highest, self._seen, self._refused = sequence - 1 & _MASK, 0, None
             self._tokens, self._at = _REPLIES_BURST, now
         ahead = sequence - self._highest & _MASK
         behind = self._highest - sequence & _MASK
         newer = 0 < ahead < _HALF
         if not newer and behind >= _REPLAY_WINDOW:
-            newer = 0 < (sequence - self._refused & _MASK) < _REPLAY_WINDOW
-            self._refused = sequence
+            refused, self._refused = self._refused, sequence
+            newer = refused is not None and 0 < (sequence - refused & _MASK) < _REPLAY_WINDOW
         if not newer and (behind >= _REPLAY_WINDOW or self._seen >> behind & 1):
             return Drop.REPLAYED
         tokens = min(self._tokens + (now - self._at) * _REPLIES_PER_S, _REPLIES_BURST)
