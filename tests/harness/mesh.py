@@ -41,14 +41,14 @@ HUB = "203.0.113.1"
 PORT = 7443
 
 
-def until(check: Callable[[], T], within_s: float, what: str) -> T:
-    """The first true answer of `check`; AssertionError that names `what` when it does not come in time."""
+def until(check: Callable[[], T], within_s: float, what: str | Callable[[], str]) -> T:
+    """The first true answer of `check`; AssertionError that names `what`, as of then, when it does not come in time."""
     deadline = time.monotonic() + within_s
     while True:
         if found := check():
             return found
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {within_s:.0f} s: {what}")
+            raise AssertionError(f"not within {within_s:.0f} s: {what() if callable(what) else what}")
         time.sleep(0.02)
 
 

@@ -108,7 +108,7 @@ def test_drop_of_one_family_is_found_blames_it_alone_and_its_command_repairs_it(
             assert command.startswith(f"nft insert rule {family} site in ")
         shell(a, found["command"])
         # A drop of more than six seconds is a finding at the agent, which closes half a minute after the repair.
-        until(lambda: not wrong(a), 2 * READY_S, f"all is well again: {wrong(a)}")
+        until(lambda: not wrong(a), 2 * READY_S, lambda: f"all is well again: {wrong(a)}")
     finally:
         shell(a, f"nft delete table {family} site; ip address flush dev eth0 to {SIX}/64")
 
