@@ -1,15 +1,15 @@
 """The notice board: what coordinators write for each other in etcd, as this one's watch brought it (OPS-2).
 
-Two kinds of notes: what each coordinator says of itself (fleet.py reads it, herald.py writes it), and questions that
-all of them answer (questions.py). The board keeps the newest of each and tells listeners; it looks into none and writes
-nothing. Notes are no part of the map: no stream is woken by one.
+Three kinds of notes: what each coordinator says of itself (fleet.py reads it, herald.py writes it), questions that all
+of them answer (questions.py), and letters between nodes (post.py). The board keeps the newest of each and tells
+listeners; it looks into none and writes nothing. Notes are no part of the map: no stream is woken by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container
 
-from coordinator.registry import ASKS, COORDINATORS, Record
+from coordinator.registry import ASKS, COORDINATORS, POST, Record
 
 
 class Board:
@@ -22,7 +22,7 @@ class Board:
     @staticmethod
     def has_room_for(path: str) -> bool:
         """Whether a record at `path` is a note."""
-        return path.startswith((COORDINATORS, ASKS))
+        return path.startswith((COORDINATORS, ASKS, POST))
 
     def put(self, record: Record) -> None:
         """A note was written. One that we hold already (a list read anew) is no news."""

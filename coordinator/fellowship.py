@@ -1,4 +1,4 @@
-"""Puts together what makes a coordinator one of several: fleet, herald, questions, asks, gather, views (OPS-2).
+"""Puts together what makes a coordinator one of several: fleet, herald, questions, asks, gather, post, views (OPS-2).
 
 Once, for `serve` and for tests alike. Holds no state itself and decides nothing.
 """
@@ -20,6 +20,7 @@ from coordinator.fleet import Beat, Fleet
 from coordinator.gather import Gather
 from coordinator.herald import Herald
 from coordinator.matrix import Matrix
+from coordinator.post import Post
 from coordinator.presence import PresenceTable
 from coordinator.pulse import Pulse
 from coordinator.questions import Questions
@@ -38,10 +39,11 @@ class Fellowship:
     asks: Asks
     convergence: Convergence
     views: Views
+    post: Post
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
         """For ever, each of them."""
-        return [self.fleet.run(), self.herald.run(), self.questions.run(), self.views.pulse.run()]
+        return [self.fleet.run(), self.herald.run(), self.questions.run(), self.post.run(), self.views.pulse.run()]
 
 
 def fellowship(
@@ -63,4 +65,4 @@ def fellowship(
     gather = Gather(questions, matrix, feed, fleet, steady)
     pulse, findings = Pulse(feed, registry, steady), Findings(mesh.id, feed, steady)
     views = Views(mesh, feed, presence, asymmetry, matrix, gather, fleet, herald, pulse, findings)
-    return Fellowship(fleet, herald, questions, asks, convergence, views)
+    return Fellowship(fleet, herald, questions, asks, convergence, views, Post(me, registry, feed.board, fleet))

@@ -39,6 +39,7 @@ PLAN: Final = ROOT + "rotation/plan"
 TURN: Final = ROOT + "rotation/turn"
 COORDINATORS: Final = ROOT + "coordinator/"
 ASKS: Final = ROOT + "ask/"
+POST: Final = ROOT + "post/"
 
 COMMIT_OPS: Final = 128  # etcd's default --max-txn-ops
 COMMIT_BYTES: Final = 1024 * 1024  # etcd refuses requests over 1.5 MiB; the rest is room for paths and framing

@@ -137,7 +137,8 @@ async def serve(directory: Path, config: CoordinatorConfig, events: Events, say:
             events.emit(PolicyAllowAll())
         say(f"serving mesh {authority.mesh.name} on {', '.join(config.listen)}")
         after_s = config.rotate_after_s
-        upkeeping = upkeep.run(members, feed, fellows.fleet, fellows.herald, fellows.questions, rotations, after_s)
+        notes = fellows.herald, fellows.questions, fellows.post
+        upkeeping = upkeep.run(members, feed, fellows.fleet, *notes, rotations, after_s)
         loops = [feed.run(), upkeeping, rotations.run(), heap.run(lambda: front.connections), *fellows.loops()]
         stack.push_async_callback(fellows.herald.leave)
         await _until_stopped([*loops, child.watchdog()] if child else loops)
@@ -161,7 +162,7 @@ async def _services(
     rpc.add_EnrolmentServicer_to_server(EnrolmentService(enrolment), backend)
     meshes = MeshService(
         mesh, views.feed, views.presence, members, events, views.asymmetry, views.matrix, rotations, views.pulse,
-        views.findings, enrolment.crowd.is_there,
+        views.findings, fellows.post, enrolment.crowd.is_there,
     )
     backend.add_generic_rpc_handlers((meshes.handlers(),))
     checks: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]

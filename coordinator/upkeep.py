@@ -13,6 +13,7 @@ from coordinator.feed import Feed
 from coordinator.fleet import Fleet
 from coordinator.herald import Herald
 from coordinator.members import Members
+from coordinator.post import Post
 from coordinator.questions import Questions
 from coordinator.records import Why
 from coordinator.registry import COORDINATORS
@@ -30,6 +31,7 @@ async def run(
     fleet: Fleet,
     herald: Herald,
     questions: Questions,
+    post: Post,
     rotations: Rotations,
     rotate_after_s: float,
 ) -> None:
@@ -41,6 +43,7 @@ async def run(
             await remove_absent(members, feed, fleet)
             await take_down_old_notes(fleet, herald)
             await questions.sweep()
+            await post.sweep()
             await rotate_old(rotations, feed, rotate_after_s, now=time.time())
         except MeshError:
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +23,7 @@ from coordinator.matrix import Matrix
 from coordinator.members import Members
 from coordinator.passes import Passes
 from coordinator.peer import PeerIdentity
+from coordinator.post import Post
 from coordinator.presence import PresenceTable
 from coordinator.pulse import Pulse
 from coordinator.records import Why
@@ -30,6 +32,7 @@ from coordinator.service import calls
 from meshctl.errors import ConflictError, EnvironmentFault, MeshError, ProtocolError, RefusedError, UnreachableError
 from meshctl.events import Event, Events, SessionClosed, SessionOpened
 from meshctl.mesh.model import MeshInfo, NodeId
+from meshctl.mesh.psk_packets import Letter
 from meshctl.mesh.rotation import Order, Turn
 from meshctl.wire import codec, operator, session, turns
 from meshctl.wire.codec import FindingRow
@@ -37,6 +40,7 @@ from meshctl.wire.session import UpFrame
 
 Context = grpc.aio.ServicerContext[Any, Any]
 JUST_JOINED_S = 3.0  # a node may connect here before our watch has told of its join at another coordinator
+LETTERS_KEPT = session.LETTERS_PER_FRAME  # for a stream that writes; what comes before it has is lost
 REPORTS_PER_S = 20.0  # of one stream, sustained; a healthy agent sends one per change
 
 
@@ -55,10 +59,12 @@ class MeshService:
         rotations: Rotations,
         pulse: Pulse,
         findings: Findings,
+        post: Post,
         crowded: Callable[[], bool] = lambda: False,
     ) -> None:
         """`crowded`: whether many are about to join."""
-        self._pulse, self._findings = pulse, findings
+        self._pulse, self._findings, self._post = pulse, findings, post
+        post.deliver = self._deliver
         self._mesh, self._feed, self._presence, self._members, self._events = mesh, feed, presence, members, events
         self._asymmetry, self._matrix, self._rotations = asymmetry, matrix, rotations
         self._streams: dict[NodeId, _Stream] = {}  # the newest of each node
@@ -161,6 +167,7 @@ class MeshService:
             self._asymmetry.take(node, found)
         if up.row is not None:
             self._matrix.take(node, up.row)
+        self._post.take(node, up.letters)
         if up.candidates is not None:
             await self._members.set_candidates(node, up.candidates, who.address)
         if up.rotation is not None:
@@ -183,6 +190,13 @@ class MeshService:
         for node in {now.node, before.node if before else now.node}:
             if stream := self._streams.get(node):
                 stream.wake()
+
+    def _deliver(self, node: NodeId, letter: Letter) -> bool:
+        stream = self._streams.get(node)
+        if stream:
+            stream.letters.append(letter)
+            stream.wake()
+        return stream is not None
 
     def _mesh_changed(self) -> None:
         for stream in self._streams.values():
@@ -221,6 +235,7 @@ class _Stream:
         self._service, self._node, self._who, self._context, self._cursor = service, node, who, context, cursor
         self._feed, self._passes = service.feed, service.passes
         self._again = self._woken = False
+        self.letters: deque[Letter] = deque(maxlen=LETTERS_KEPT)
         self._order: Order | None = None
         self._mesh = service.mesh  # as the welcome tells it
         self._loop = asyncio.get_running_loop()
@@ -269,6 +284,9 @@ class _Stream:
             if (order := self._service.order(self._node)) != self._order:  # after the map that it is about
                 await self._context.write(turns.order_frame(order))
                 self._order = order
+            if self.letters:
+                letters, self.letters = self.letters, deque(maxlen=LETTERS_KEPT)
+                await self._context.write(session.letters_frame(letters))
             if beat:
                 await self._context.write(self._service.heartbeat(self._node))
             self.rest = self._loop.create_future()

@@ -25,6 +25,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from meshctl.errors import ProtocolError
+from meshctl.mesh.model import NodeId
 from meshctl.mesh.probe import TAG_BYTES
 
 MAGIC: Final = b"MKQ1"
@@ -35,6 +36,13 @@ CIPHERTEXT_BYTES: Final = 1088
 _HEAD: Final = struct.Struct(">4sBBB15s15sII8sIII8s")
 HEAD_BYTES: Final = _HEAD.size + TAG_BYTES
 _NO_MARK: Final = bytes(MARK_BYTES)
+
+
+class Letter(NamedTuple):
+    """One packet, tag and all, as a coordinator carries it: to `peer` on its way up, from `peer` on its way down."""
+
+    peer: NodeId
+    sealed: bytes
 
 
 class Kind(IntEnum):

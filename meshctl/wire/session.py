@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 from google.protobuf.message import Message
 
+from meshctl.errors import ProtocolError
 from meshctl.mesh import evidence, limits
 from meshctl.mesh.matrix import MatrixRow
-from meshctl.mesh.model import Candidate, MeshInfo
+from meshctl.mesh.model import Candidate, MeshInfo, NodeId
+from meshctl.mesh.psk_packets import LARGEST_BYTES, Letter
 from meshctl.mesh.rotation import Order, Report
 from meshctl.wire import codec, rows, turns
 from meshctl.wire.codec import FindingRow, strict
@@ -22,6 +25,7 @@ from meshctl.wire.v1 import mesh_pb2 as pb
 _PUT_TAG = b"\x0a"  # field 1, length-delimited
 _GONE_TAG = b"\x12"  # field 2
 FINDINGS_PER_REPORT = evidence.SIGNED_OPEN  # of 410 bytes at most: as many open and closed ones are one message
+LETTERS_PER_FRAME = 16
 
 
 METHOD = "/meshctl.wire.v1.Mesh/Session"
@@ -116,6 +120,22 @@ def welcome_frame(
     return pb.Down(heartbeat=beat, mesh=codec.mesh_message(mesh), protocol=protocol).SerializeToString()
 
 
+def letters_frame(letters: Iterable[Letter]) -> bytes:
+    """What peers sent while their tunnels to this node are down."""
+    return pb.Down(letters=_letter_messages(letters)).SerializeToString()
+
+
+def _letter_messages(letters: Iterable[Letter]) -> list[pb.Letter]:
+    return [pb.Letter(peer=letter.peer, sealed=letter.sealed) for letter in letters]
+
+
+def _letters(found: Iterable[pb.Letter]) -> tuple[Letter, ...]:
+    letters = tuple(Letter(NodeId(m.peer), m.sealed) for m in islice(found, LETTERS_PER_FRAME))
+    if any(len(letter.sealed) > LARGEST_BYTES or len(letter.peer) > limits.NODE_ID_CHARS for letter in letters):
+        raise ProtocolError("a letter is too long")
+    return letters
+
+
 def mesh_frame(mesh: MeshInfo) -> bytes:
     """The mesh's record has changed."""
     return pb.Down(mesh=codec.mesh_message(mesh)).SerializeToString()
@@ -147,6 +167,7 @@ class DownFrame:
     beat: Beat | None
     mesh: MeshInfo | None
     order: Order | None  # one without a rotation's id: it is not this node's turn any more
+    letters: tuple[Letter, ...] = ()
 
     @property
     def moves_map(self) -> bool:
@@ -165,7 +186,8 @@ def decode_down(raw: bytes) -> DownFrame:
         mesh = codec.mesh_info(m.mesh) if m.HasField("mesh") else None
         order = turns.order(m.order) if m.HasField("order") else None
         put, gone = tuple(m.put), tuple(m.gone)
-        return DownFrame(put, gone, m.from_revision, m.to_revision, m.map_hash, m.snapshot, m.more, beat, mesh, order)
+        moved = m.from_revision, m.to_revision, m.map_hash, m.snapshot, m.more
+        return DownFrame(put, gone, *moved, beat, mesh, order, _letters(m.letters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +204,7 @@ class UpFrame:
     row: MatrixRow | None = None  # when it has changed
     closed: tuple[FindingRow, ...] = ()  # told with `applied`
     protocol: int = codec.PROTOCOL  # as agreed, told with `resume`
+    letters: tuple[Letter, ...] = ()  # LETTERS_PER_FRAME at most
 
 
 def encode_up(frame: UpFrame) -> pb.Up:
@@ -203,6 +226,7 @@ def encode_up(frame: UpFrame) -> pb.Up:
         up.rotation.CopyFrom(turns.report_message(frame.rotation))
     if frame.row is not None:
         up.row.CopyFrom(rows.row_message(frame.row))
+    up.letters.extend(_letter_messages(frame.letters))
     return up
 
 
@@ -222,4 +246,5 @@ def decode_up(up: pb.Up) -> UpFrame:
             candidates = tuple(codec.candidate(c) for c in up.candidates.candidates[: limits.ENDPOINTS_PER_NODE])
         rotation = turns.report(up.rotation) if up.HasField("rotation") else None
         row = rows.row(up.row) if up.HasField("row") else None
-        return UpFrame(resume, applied, candidates, found, up.again, rotation, release, row, closed, protocol)
+        said = resume, applied, candidates, found, up.again, rotation, release, row, closed, protocol
+        return UpFrame(*said, _letters(up.letters))

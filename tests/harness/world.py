@@ -111,7 +111,8 @@ class Coordinator:
         self.mesh = authority.mesh
         self.rotations = Rotations(authority.mesh, sealed, self.feed, events, clock, self.fleet.is_connected)
         told = self.members, events, self.asymmetry, self.views.matrix, self.rotations, self.views.pulse
-        self.service = MeshService(authority.mesh, self.feed, self.presence, *told, self.views.findings)
+        parts = *told, self.views.findings, self.fellows.post
+        self.service = MeshService(authority.mesh, self.feed, self.presence, *parts)
         self._task: asyncio.Task[None] | None = None
 
     def follow(self) -> None:

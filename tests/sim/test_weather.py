@@ -170,7 +170,7 @@ async def test_one_failure_of_upkeep_does_not_end_it(monkeypatch: pytest.MonkeyP
 
         one = mesh.first
         one.members.sweep = sweep  # type: ignore[method-assign]
-        parts = one.members, one.feed, one.fleet, one.herald, one.questions, one.rotations
+        parts = one.members, one.feed, one.fleet, one.herald, one.questions, one.fellows.post, one.rotations
         task = asyncio.ensure_future(upkeep.run(*parts, 0.0))
         await _until(lambda: calls > 3)
         task.cancel()

@@ -13,7 +13,8 @@ from meshctl import errors
 from meshctl.crypto.identity import Identity
 from meshctl.errors import MeshError, ProtocolError, UnreachableError
 from meshctl.mesh import limits
-from meshctl.mesh.model import Candidate, Endpoint, MeshInfo, Node, Origin
+from meshctl.mesh.model import Candidate, Endpoint, MeshInfo, Node, NodeId, Origin
+from meshctl.mesh.psk_packets import LARGEST_BYTES, Letter
 from meshctl.wire import codec, operator, session, status
 from meshctl.wire.codec import FindingRow
 from meshctl.wire.session import UpFrame
@@ -97,6 +98,18 @@ def test_report_is_cut_to_what_one_message_may_hold() -> None:
     assert up.findings is not None
     assert len(up.findings) == 256
     assert up.candidates == told[: limits.ENDPOINTS_PER_NODE]
+
+
+def test_letters_travel_both_ways_no_more_than_a_frame_holds_and_a_long_one_is_refused() -> None:
+    letter = Letter(KEYS.id, bytes(LARGEST_BYTES))
+    sixteen = (letter,) * session.LETTERS_PER_FRAME
+    assert session.decode_up(session.encode_up(UpFrame(letters=sixteen))).letters == sixteen
+    down = session.decode_down(session.letters_frame(sixteen))
+    assert (down.letters, down.moves_map) == (sixteen, False)
+    assert session.decode_up(session.encode_up(UpFrame(letters=(letter,) * 5000))).letters == sixteen
+    for wrong in (Letter(KEYS.id, bytes(LARGEST_BYTES + 1)), Letter(NodeId("a" * 25), b"")):
+        with pytest.raises(ProtocolError):
+            session.decode_up(session.encode_up(UpFrame(letters=(wrong,))))
 
 
 def test_empty_list_of_findings_closes_them_and_silence_does_not() -> None:

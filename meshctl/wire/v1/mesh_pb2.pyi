@@ -161,7 +161,7 @@ class MeshInfo(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., prefix4: _Optional[str] = ..., prefix6: _Optional[str] = ..., coordinators: _Optional[_Iterable[str]] = ..., ca: _Optional[bytes] = ..., incarnation: _Optional[str] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class Up(_message.Message):
-    __slots__ = ("resume", "applied", "candidates", "findings", "again", "rotation", "row", "closed")
+    __slots__ = ("resume", "applied", "candidates", "findings", "again", "rotation", "row", "closed", "letters")
     RESUME_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +170,7 @@ class Up(_message.Message):
     ROTATION_FIELD_NUMBER: _ClassVar[int]
     ROW_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
+    LETTERS_FIELD_NUMBER: _ClassVar[int]
     resume: Resume
     applied: Applied
     candidates: Candidates
@@ -178,7 +179,16 @@ class Up(_message.Message):
     rotation: RotationReport
     row: MatrixRow
     closed: _containers.RepeatedCompositeFieldContainer[Finding]
-    def __init__(self, resume: _Optional[_Union[Resume, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., candidates: _Optional[_Union[Candidates, _Mapping]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., again: _Optional[bool] = ..., rotation: _Optional[_Union[RotationReport, _Mapping]] = ..., row: _Optional[_Union[MatrixRow, _Mapping]] = ..., closed: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+    letters: _containers.RepeatedCompositeFieldContainer[Letter]
+    def __init__(self, resume: _Optional[_Union[Resume, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., candidates: _Optional[_Union[Candidates, _Mapping]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., again: _Optional[bool] = ..., rotation: _Optional[_Union[RotationReport, _Mapping]] = ..., row: _Optional[_Union[MatrixRow, _Mapping]] = ..., closed: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., letters: _Optional[_Iterable[_Union[Letter, _Mapping]]] = ...) -> None: ...
+
+class Letter(_message.Message):
+    __slots__ = ("peer", "sealed")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    sealed: bytes
+    def __init__(self, peer: _Optional[str] = ..., sealed: _Optional[bytes] = ...) -> None: ...
 
 class MatrixRow(_message.Message):
     __slots__ = ("roster", "cells")
@@ -267,7 +277,7 @@ class Finding(_message.Message):
     def __init__(self, code: _Optional[str] = ..., subject: _Optional[str] = ..., verdict: _Optional[str] = ..., since: _Optional[float] = ..., at: _Optional[float] = ..., evidence: _Optional[str] = ..., number: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Down(_message.Message):
-    __slots__ = ("put", "gone", "from_revision", "to_revision", "map_hash", "snapshot", "more", "heartbeat", "mesh", "protocol", "order")
+    __slots__ = ("put", "gone", "from_revision", "to_revision", "map_hash", "snapshot", "more", "heartbeat", "mesh", "protocol", "order", "letters")
     PUT_FIELD_NUMBER: _ClassVar[int]
     GONE_FIELD_NUMBER: _ClassVar[int]
     FROM_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -279,6 +289,7 @@ class Down(_message.Message):
     MESH_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
+    LETTERS_FIELD_NUMBER: _ClassVar[int]
     put: _containers.RepeatedScalarFieldContainer[bytes]
     gone: _containers.RepeatedScalarFieldContainer[str]
     from_revision: int
@@ -290,7 +301,8 @@ class Down(_message.Message):
     mesh: MeshInfo
     protocol: int
     order: RotationOrder
-    def __init__(self, put: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[str]] = ..., from_revision: _Optional[int] = ..., to_revision: _Optional[int] = ..., map_hash: _Optional[bytes] = ..., snapshot: _Optional[bool] = ..., more: _Optional[bool] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., mesh: _Optional[_Union[MeshInfo, _Mapping]] = ..., protocol: _Optional[int] = ..., order: _Optional[_Union[RotationOrder, _Mapping]] = ...) -> None: ...
+    letters: _containers.RepeatedCompositeFieldContainer[Letter]
+    def __init__(self, put: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[str]] = ..., from_revision: _Optional[int] = ..., to_revision: _Optional[int] = ..., map_hash: _Optional[bytes] = ..., snapshot: _Optional[bool] = ..., more: _Optional[bool] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., mesh: _Optional[_Union[MeshInfo, _Mapping]] = ..., protocol: _Optional[int] = ..., order: _Optional[_Union[RotationOrder, _Mapping]] = ..., letters: _Optional[_Iterable[_Union[Letter, _Mapping]]] = ...) -> None: ...
 
 class RotationOrder(_message.Message):
     __slots__ = ("rotation", "phase", "grant", "force")
