@@ -75,11 +75,11 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
     rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
     follower.on_order, prober.on_go, health = rotor.wake.set, moves.go, Health(prober, psks.of)
     path = PathTrial(identity.id, prober, reconciler, store, peers.others, time.monotonic)
-    psks.connect(Ports(store, prober, reconciler, peers.others, lambda: keeper.member.mesh, events))
+    psks.connect(Ports(store, prober, reconciler, peers.others, lambda: keeper.member.mesh, events, follower.post))
     trials = path, exam.on_the_wire(config, keeper, prober, peers, rotor.retired)
     control, deep = ControlCheck(follower.link), Deep(trials, peers.others, prober.is_proven, identity.id)
     path.sizing.on_narrow, rotor.retired.on_retired = deep.soon, deep.anew
-    health.gaps, health.deep_s = rotor.gap_of, lambda: deep.period_s
+    health.gaps, health.deep_s, follower.on_letter = rotor.gap_of, lambda: deep.period_s, psks.take
     sources = Sources(keeper, device.kind, book, reconciler, prober, health, follower.link, rotor, deep, control, psks)
     examiner = Examiner(sources, device, events, follower.dirty.set)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from meshctl.mesh import limits, pacing
 from meshctl.mesh.integrity import Key
 from meshctl.mesh.matrix import MatrixRow
 from meshctl.mesh.model import Candidate, MeshInfo, NodeId
+from meshctl.mesh.psk_packets import Letter
 from meshctl.mesh.rotation import Order
 from meshctl.mesh.rotation import Report as TurnReport
 from meshctl.wire import session, status
@@ -37,6 +39,8 @@ from meshctl.wire.session import Beat, UpFrame
 EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 FIRST_BACKOFF_S = 0.2
 FAILURES_BEFORE_ASKING = 5  # the pauses before add up to some seconds: a coordinator that restarts is back by then
+LETTERS_EVERY_S = 0.5
+LETTERS_KEPT = 256  # what is too much is lost, and said again
 SNAPSHOTS_IN_A_ROW = 3  # a coordinator that keeps sending maps which do not fit is left alone for a while
 
 
@@ -102,6 +106,14 @@ class Follower:
         self._again = False
         self._deaf_until = 0.0
         self.on_order: Callable[[], object] = lambda: None
+        self.on_letter: Callable[[Letter], object] = lambda _: None
+        self._letters: deque[Letter] = deque(maxlen=LETTERS_KEPT)
+        self._mail, self._writing = asyncio.Event(), asyncio.Lock()
+
+    def post(self, letter: Letter) -> None:
+        """Have the coordinator carry it, soon and if it can."""
+        self._letters.append(letter)
+        self._mail.set()
 
     async def run(self) -> None:
         """For ever: connect, follow, and on any end wait a little and try the next coordinator."""
@@ -161,11 +173,12 @@ class Follower:
             self.link.coordinator = address
             try:
                 resume = self._book.roster.incarnation, self._book.roster.revision, self._book.map_hash
-                await call.write(session.encode_up(UpFrame(resume=resume)))
+                await self._write(call, UpFrame(resume=resume))
                 async with asyncio.TaskGroup() as group:
-                    sender = group.create_task(self._send(call))
+                    senders = [group.create_task(self._send(call)), group.create_task(self._carry(call))]
                     await self._receive(call, address)
-                    sender.cancel()
+                    for sender in senders:
+                        sender.cancel()
             except* (grpc.aio.AioRpcError, asyncio.InvalidStateError, MeshError) as errors:  # either half may be first
                 first = _first(errors)
                 raise first if isinstance(first, MeshError) else status.error(first, f"coordinator {address}") from None
@@ -183,6 +196,8 @@ class Follower:
             if raw is EOF:
                 raise status.meant(await call.code(), await call.details() or "", f"coordinator {address}")
             frame = session.decode_down(raw)
+            for letter in frame.letters:
+                self.on_letter(letter)
             if frame.mesh:
                 self._adopt(frame.mesh)
             if frame.order:  # before anybody believes that we are connected: whose turn it is comes with the welcome
@@ -233,6 +248,21 @@ class Follower:
             self._ledger.begin(beat.heard)
             self._welcomed.set()
 
+    async def _write(self, call: Any, frame: UpFrame) -> None:
+        async with self._writing:  # grpc takes one at a time
+            await call.write(session.encode_up(frame))
+
+    async def _carry(self, call: Any) -> None:
+        await self._welcomed.wait()
+        while True:
+            await self._mail.wait()
+            size = min(len(self._letters), session.LETTERS_PER_FRAME)
+            letters = tuple(self._letters.popleft() for _ in range(size))
+            if not self._letters:
+                self._mail.clear()
+            await self._write(call, UpFrame(letters=letters))
+            await asyncio.sleep(LETTERS_EVERY_S)
+
     async def _send(self, call: Any) -> None:
         sent, said = None, float("-inf")
         await self._welcomed.wait()
@@ -241,22 +271,21 @@ class Follower:
             report = self._report()
             if self._again:
                 self._again = False
-                await call.write(session.encode_up(UpFrame(again=True)))
+                await self._write(call, UpFrame(again=True))
             if report and report.is_news(sent):
                 moved = sent is None or report.candidates != sent.candidates
                 said_row = sent.row if sent else None
                 findings, closed = self._ledger.tell(report.findings, report.ended)
-                await call.write(
-                    session.encode_up(
-                        UpFrame(
-                            applied=(report.revision, report.digest, report.verdict),
-                            findings=findings,
-                            closed=closed,
-                            candidates=report.candidates if moved else None,
-                            rotation=report.rotation,
-                            row=report.row if report.row != said_row else None,
-                        )
-                    )
+                await self._write(
+                    call,
+                    UpFrame(
+                        applied=(report.revision, report.digest, report.verdict),
+                        findings=findings,
+                        closed=closed,
+                        candidates=report.candidates if moved else None,
+                        rotation=report.rotation,
+                        row=report.row if report.row != said_row else None,
+                    ),
                 )
                 sent, said = report, time.monotonic()
             await self.dirty.wait()

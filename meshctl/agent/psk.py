@@ -22,7 +22,7 @@ from meshctl.mesh.keys import PresharedKey
 from meshctl.mesh.model import Node, NodeId
 from meshctl.mesh.probe import raw_id
 from meshctl.mesh.psk import Act, Bunch
-from meshctl.mesh.psk_packets import Kind, halves
+from meshctl.mesh.psk_packets import Kind, Letter, halves
 
 LOOK_S: Final = 10.0
 LOOK_SOON_S: Final = 2.0  # while a pair is not settled
@@ -44,6 +44,10 @@ class PresharedKeys:
         self._ports = ports
         self._exchange = Exchange(self._me, ports, self._store.bunches(), self._changed)
         self._states, self._talk = self._exchange.states, self._exchange.talk
+
+    def take(self, letter: Letter) -> None:
+        """What a coordinator brings from a peer."""
+        self._talk.take(letter)
 
     @property
     def keys(self) -> Mapping[NodeId, PresharedKey]:
@@ -103,6 +107,7 @@ class PresharedKeys:
             if not state.busy:
                 unsettled = self._examine(node, state) or unsettled
             self._listen(node, state)
+            self._watch(node, state)
             self._judge(node.id, state)
             unsettled = unsettled or state.differs_since is not None
         return unsettled
@@ -118,6 +123,18 @@ class PresharedKeys:
         before = state.received if session.last_handshake else 0  # a peer that was restarted counts from zero
         if session.rx_bytes > before and state.knocked_at is None:
             state.knocked_at = now
+
+    def _watch(self, node: Node, state: State) -> None:
+        """Is there no session, as when one came back from a backup? Then by letter."""
+        session, now = self._ports.reconciler.outcome.sessions.get(node.statement.wireguard), self._ports.monotonic()
+        age_s = self._ports.wall() - session.last_handshake if session and session.last_handshake else None
+        if self._ports.prober.is_proven(node.id) or not psk.is_over(age_s):
+            state.apart_at = None
+        elif state.apart_at is None:
+            state.apart_at = now
+        elif now - state.apart_at > psk.STALL_S:
+            self._talk.write_to(node.id)
+            self._plan(node.id, state)
 
     def _examine(self, node: Node, state: State) -> bool:
         """-> whether this pair is not settled."""
@@ -194,7 +211,8 @@ class PresharedKeys:
         waiting = [(peer, state) for peer, state in self._states.items() if state.work.act is not Act.REST]
         for peer, state in sorted(waiting, key=lambda item: item[1].work.tries == 0):  # who has begun goes on
             work = state.work
-            if self._exchange.bunch(peer) is None or not self._ports.prober.is_proven(peer):
+            is_heard = self._ports.prober.is_proven(peer) or peer in self._talk.by_letter
+            if self._exchange.bunch(peer) is None or not is_heard:
                 continue  # looked at again with the others
             if work.act is not Act.ASK and not psk.is_strange(work.tries):
                 led += 1

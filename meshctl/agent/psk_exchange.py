@@ -27,7 +27,7 @@ from meshctl.mesh.keys import PresharedKey
 from meshctl.mesh.model import MeshInfo, Node, NodeId
 from meshctl.mesh.probe import raw_id
 from meshctl.mesh.psk import Act, Bunch
-from meshctl.mesh.psk_packets import Head, Kind, halves
+from meshctl.mesh.psk_packets import Head, Kind, Letter, halves
 
 TASKS: Final = 8  # writing or waiting for the device; a peer that asks for more is asked to say it again
 APPLIED_WITHIN_S: Final = 5.0
@@ -66,6 +66,7 @@ class State:
     differs_since: float | None = None
     received: int | None = None  # bytes, when the last session was over
     knocked_at: float | None = None  # since when handshakes of the peer come to nothing
+    apart_at: float | None = None  # since when there has been no session
     answered_at: float = float("-inf")
     trouble: str = ""
     busy: bool = False
@@ -81,6 +82,7 @@ class Ports:
     peers: Callable[[], list[Node]]
     mesh: Callable[[], MeshInfo]
     events: Events
+    post: Callable[[Letter], None]
     monotonic: Callable[[], float] = field(default=time.monotonic)
     wall: Callable[[], float] = field(default=time.time)
 
@@ -94,7 +96,7 @@ class Exchange:
         self.states: dict[NodeId, State] = {}
         self.filed = filed
         self.raw = raw_id(me)
-        self.talk = Talk(ports.prober, me, self.bunch, self._heard, monotonic=ports.monotonic)
+        self.talk = Talk(ports.prober, me, self.bunch, self._heard, ports.post, monotonic=ports.monotonic)
         self._ports, self._changed = ports, changed
         self._tasks: set[asyncio.Task[None]] = set()
         self._publish()
@@ -235,6 +237,7 @@ class Exchange:
             self.keys = keys
 
     async def _put_in_force(self, peer: NodeId, state: State, version: int) -> None:
+        state.stall = None  # it gets its own time before another one is tried
         await self.file(peer, state, state.bunch.set(version))
         await self.apply(peer, state)
 

@@ -19,7 +19,7 @@ from meshctl.mesh import limits, psk_packets
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.probe import raw_id
 from meshctl.mesh.psk import Bunch, Heard
-from meshctl.mesh.psk_packets import MAGIC, PARTS, Head, Kind
+from meshctl.mesh.psk_packets import MAGIC, PARTS, Head, Kind, Letter
 
 _SEQUENCES_PER_S: Final = 32  # a restarted agent begins above what it used
 _MASK: Final = 0xFFFFFFFF
@@ -36,14 +36,17 @@ class Talk:
         me: NodeId,
         bunch_of: Callable[[NodeId], Bunch | None],
         told: Callable[[NodeId, Head, bytes], None],
+        post: Callable[[Letter], None],
         *,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`bunch_of`: a peer's keys here, None while they change and nothing can be said. `told` hears each packet once
-        it is whole: the peer, its head, an encapsulation key or a ciphertext.
+        it is whole: the peer, its head, an encapsulation key or a ciphertext. `post` has a coordinator carry it.
         """
+        self.by_letter: set[NodeId] = set()  # to whom nothing comes through the tunnel
         self.heard: dict[NodeId, Heard] = {}
+        self._post = post
         self._prober, self._raw, self._bunch_of, self._told, self._monotonic = (
             prober, raw_id(me), bunch_of, told, monotonic,
         )  # fmt: skip
@@ -56,6 +59,13 @@ class Talk:
         """It has left."""
         for kept in (self.heard, self._gates, self._halves):
             kept.pop(peer, None)
+        self.by_letter.discard(peer)
+
+    def write_to(self, peer: NodeId) -> None:
+        """The tunnel is down: by letter from now on. What was heard is as old as the tunnel."""
+        if peer not in self.by_letter:
+            self.by_letter.add(peer)
+            self.heard.pop(peer, None)
 
     # ---- out ---------------------------------------------------------------------------------------------------------
 
@@ -84,6 +94,10 @@ class Talk:
             self.send(peer, Kind.SET, version, kem.mark(key.key, self._raw, version))
 
     def _put(self, pair: Pair, datagram: bytes) -> None:
+        if pair.id in self.by_letter and not self._prober.is_proven(pair.id):
+            self._post(Letter(pair.id, datagram))
+            return
+        self.by_letter.discard(pair.id)
         for address in pair.addresses:
             if sock := self._prober.socket_for(address):
                 try:
@@ -96,10 +110,22 @@ class Talk:
 
     def _receive(self, datagram: bytes, source: tuple[str, int], _: socket.socket) -> None:
         """One datagram with our magic, whoever sent it."""
-        if refused := self._take(datagram, source[0]):
+        if refused := self._take(datagram, source[0], by_letter=False):
             self._prober.drops[refused] += 1
 
-    def _take(self, datagram: bytes, source: str) -> Drop | None:
+    def take(self, letter: Letter) -> None:
+        """What a coordinator brings. While the tunnel carries packets nobody has a reason to write."""
+        pair, refused = self._prober.pair(letter.peer), None
+        if pair is None:
+            refused = Drop.STRANGER
+        elif self._prober.is_proven(pair.id):
+            refused = Drop.UNASKED
+        else:
+            refused = self._take(letter.sealed, next(iter(pair.addresses)), by_letter=True)
+        if refused:
+            self._prober.drops[refused] += 1
+
+    def _take(self, datagram: bytes, source: str, *, by_letter: bool) -> Drop | None:
         try:
             head, body = psk_packets.parse(datagram)
         except ProtocolError:
@@ -115,6 +141,10 @@ class Talk:
         bunch = self._bunch_of(pair.id)
         if bunch is None:
             return Drop.RATE  # it is said again
+        if by_letter:
+            self.write_to(pair.id)
+        else:
+            self.by_letter.discard(pair.id)
         held = bunch.find(head.now)
         valid = kem.is_mark(head.mark, held.key, head.sender, head.now) if held else head.now == 0
         self.heard[pair.id] = Heard(head.now, head.next, head.good, valid)

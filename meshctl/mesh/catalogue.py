@@ -116,7 +116,7 @@ CATALOGUE: Final[Mapping[str, Check]] = {
               "a program on that machine sends around the mesh interface: find it by the addresses", deep=True),
         Check(PSK, "post-quantum-key", _W, Scope.PEER, "sessions are also keyed by a secret that ML-KEM-768 agreed on",
               "versions at both ends, handshake younger than the change", (DRIFT,), 0.0,
-              "look at meshctl logs of both; a node whose state was lost or restored: meshctl leave and join there",
+              "look at meshctl logs of both; is a coordinator reachable from both? Its letters bring lost keys back",
               deep=True),
         Check(REPLAY, "replay-rejected", _C, Scope.PEER, "captured messages are worthless",
               "a captured canary sent again: seen on the peer's wire, how often delivered", (PATH,), 0.0,

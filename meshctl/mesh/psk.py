@@ -193,6 +193,11 @@ def is_stalled(age_s: float | None, coverage_s: float) -> bool:
     return age_s is None or age_s > limits.REKEY_AFTER_S + min(coverage_s, limits.REJECT_AFTER_S - limits.REKEY_AFTER_S)
 
 
+def is_over(age_s: float | None) -> bool:
+    """Whether the last session is over, if there was one."""
+    return age_s is None or age_s > limits.REJECT_AFTER_S
+
+
 def choice(bunch: Bunch, began_with: int, stalled_s: float, *, leads: bool) -> int:
     """The version to try after so long without a handshake. The leader goes through all it has while the follower, once
     it has left what it began with, stays with one: so all combinations occur.

@@ -22,7 +22,8 @@ from meshctl.agent.store import Store
 from meshctl.crypto import kem
 from meshctl.eventlog import Unheard
 from meshctl.mesh import psk_packets
-from meshctl.mesh.psk_packets import MAGIC, Head, Kind, halves
+from meshctl.mesh.model import NodeId
+from meshctl.mesh.psk_packets import MAGIC, Head, Kind, Letter, halves
 from tests.harness.probing import MESH, Attacker, Member, Mesh, dropped, mesh, until  # noqa: F401 - a fixture
 
 TAG = bytes(16)
@@ -36,6 +37,7 @@ class Ground:
         self.b.prober.close()
         self.store, self.sequence = Store(directory), 0
         self.store.prepare()
+        self.posted: list[Letter] = []
         self.speaker = PresharedKeys(self.a.node.id, self.store, 86400.0)
         passed = asyncio.Event()
         wake = SimpleNamespace(set=lambda: asyncio.get_running_loop().call_soon(lambda: (passed.set(), passed.clear())))
@@ -45,7 +47,7 @@ class Ground:
         peers, me = [self.b.node, self.c.node], SimpleNamespace(id=MESH)
         ports = Ports(
             self.store, self.a.prober, reconciler, lambda: peers, lambda: me,  # type: ignore[arg-type,return-value]
-            Unheard(), monotonic=self.a.clock.monotonic,
+            Unheard(), self.posted.append, monotonic=self.a.clock.monotonic,
         )  # fmt: skip
         self.speaker.connect(ports)
 
@@ -169,6 +171,39 @@ async def test_replayed_packets_are_dropped(ground: Ground) -> None:
         for _ in range(5):
             attacker.send(datagram, ground.a)
         await until(lambda: ground.a.prober.drops[Drop.REPLAYED] == 4, f"{ground.a.prober.drops}")
+
+
+async def test_a_coordinator_that_alters_or_misdirects_letters_or_writes_its_own_files_nothing(ground: Ground) -> None:
+    ground.a.clock.now += 1000  # the tunnel was silent for so long
+    genuine = ground.offer()
+    for number, letter in enumerate(
+        (
+            Letter(ground.b.node.id, bytes([*genuine[0][:-1], genuine[0][-1] ^ 1])),
+            Letter(ground.b.node.id, psk_packets.pack(ground.head(Kind.STATE, ask=True)) + TAG),
+            Letter(ground.c.node.id, genuine[0]),
+            Letter(NodeId("a" * 24), genuine[0]),
+            Letter(ground.b.node.id, b""),
+            Letter(ground.b.node.id, bytes(8000)),
+        ),
+        1,
+    ):
+        ground.speaker.take(letter)
+        assert ground.a.prober.drops.total() == number
+    assert not ground.posted
+    assert not ground.keys
+    for datagram in genuine:
+        ground.speaker.take(Letter(ground.b.node.id, datagram))
+    await until(lambda: len(ground.posted) == 2, "the genuine one is answered, the same way")
+    assert ground.keys == 1
+
+
+async def test_a_letter_is_not_read_while_the_tunnel_carries_packets(ground: Ground) -> None:
+    ground.a.prober.is_proven = lambda _: True  # type: ignore[method-assign]
+    for datagram in ground.offer():
+        ground.speaker.take(Letter(ground.b.node.id, datagram))
+    assert not ground.keys
+    assert not ground.posted
+    assert ground.a.prober.drops[Drop.UNASKED] == 2
 
 
 async def test_an_offer_of_bytes_that_are_no_key_is_counted(ground: Ground) -> None:

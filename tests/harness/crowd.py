@@ -126,7 +126,8 @@ class Crowd:
         Witness(prober, OwnTap(interface, port, lambda: member.mesh.prefixes), identity.id, lambda _: self._seen)
         setter, psks = Setter(wireguard, lambda: self.other), PresharedKeys(identity.id, store, config.psk_renew_s)
         others = lambda: [self.other] if self.other else []  # noqa: E731
-        psks.connect(Ports(store, prober, cast("Reconciler", setter), others, lambda: member.mesh, Unheard()))
+        parts = prober, cast("Reconciler", setter), others
+        psks.connect(Ports(store, *parts, lambda: member.mesh, Unheard(), lambda _: None))
         setter.keys = lambda: psks.keys
         self.peers.append(Peer(number, identity, member, wireguard, (prober, setter, psks)))
 

@@ -29,7 +29,7 @@ from meshctl.mesh.keys import PresharedKey
 from meshctl.mesh.model import Node, NodeId
 from meshctl.mesh.probe import raw_id
 from meshctl.mesh.psk import Bunch
-from meshctl.mesh.psk_packets import MAGIC
+from meshctl.mesh.psk_packets import MAGIC, Letter
 
 MESH: Final = "mesh00000001"
 Weather = Callable[[bytes], int]  # how many copies of a packet arrive
@@ -86,7 +86,7 @@ class End:
         self.agent = PresharedKeys(self.node.id, store, period_s)
         ports = Ports(
             store, prober, self._reconciler(peer), lambda: [peer], lambda: SimpleNamespace(id=MESH),  # type: ignore[arg-type,return-value]
-            Unheard(), monotonic=lambda: world.now, wall=lambda: world.now,
+            Unheard(), lambda letter: world.post(self, letter), monotonic=lambda: world.now, wall=lambda: world.now,
         )  # fmt: skip
         self.agent.connect(ports)
         self.device = self.agent.keys.get(peer.id) if not self.unset else self.device  # the first pass
@@ -134,6 +134,8 @@ class World:
         self.now, self.period_s = 1_000_000.0, period_s
         self.weather: Weather = lambda _: 1
         self.handshakes = True
+        self.coordinator, self.posted = False, 0  # whether it carries letters; how many were given to it
+        self.letters: list[tuple[End, Letter]] = []
         ends = sorted((End(number, self) for number in (1, 2)), key=lambda end: end.raw)
         self.a, self.b = ends
         self.flying: list[tuple[End, bytes, str]] = []
@@ -159,8 +161,19 @@ class World:
         if self.up:
             self.flying += [(to, datagram, str(sender.node.address4))] * self.weather(datagram)
 
+    def post(self, sender: End, letter: Letter) -> None:
+        """By way of a coordinator."""
+        self.posted += 1
+        if self.coordinator:
+            copies = self.weather(letter.sealed)
+            self.letters += [(self.other(sender), letter._replace(peer=sender.node.id))] * copies
+
     def deliver(self, order: Callable[[int], int] = lambda _: 0) -> None:
         """All that flies; `order` picks the next of so many."""
+        letters, self.letters = self.letters, []
+        for to, letter in letters:
+            if to.agent:
+                to.agent.take(letter)
         for _ in range(200):
             if not self.flying:
                 return

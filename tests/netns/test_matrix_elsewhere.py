@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from meshctl.agent.store import Store
 from meshctl.mesh.matrix import SILENT, Grid
 from meshctl.wire import operator, rows
-from tests.harness.mesh import COORDINATOR, MESHCTL, PORT, READY_S, until
+from tests.harness.mesh import COORDINATOR, MESHCTL, PORT, READY_S, Node, until
 from tests.harness.replicas import Replica, Replicas
 
 pytestmark = pytest.mark.root
@@ -86,7 +87,7 @@ def test_coordinator_sleeps_and_its_nodes_are_named_in_time(lab: Replicas, recor
     lab.two.signal(signal.SIGSTOP)
     try:
         begun = time.monotonic()
-        until(lambda: [line.why for line in seen(lab.one).lines] == ["", SILENT, SILENT], 6, "it is silent")
+        until(lambda: [line.why for line in seen(lab.one).lines] == ["", SILENT, SILENT], 6, lambda: f"{seen(lab.one)}")
         took = time.monotonic() - begun
         text = matrix(lab.one)
         record_property("figure", f"matrix while the other coordinator sleeps: {took:.2f} s")
@@ -113,3 +114,27 @@ def test_coordinator_is_killed_and_the_matrix_is_shown_without_it(lab: Replicas,
         lab.two.start()
     all_is_well(lab)
     until(lambda: not questions(lab), READY_S, f"all is taken down: {questions(lab)}")
+
+
+def test_keys_lost_in_a_reboot_are_agreed_anew_by_letters_from_one_coordinator_to_the_other(
+    lab: Replicas, record_property: Figure
+) -> None:
+    a, b, _ = lab.nodes
+    until(lambda: a.is_ripe(b) and b.is_ripe(a), READY_S, "the two have agreed")
+    a.run("wg", "set", a.interface, "peer", b.key(), "remove")
+    until(lambda: _proven(a, b) and _proven(b, a), READY_S, "and a handshake has proven it")
+    b.stop()
+    Store(b.state).forget_bunches()
+    b.drop_interface()
+    b.up()
+    begun = time.monotonic()
+    until(lambda: lab.all_prove(*lab.nodes), 2 * READY_S, f"all reach each other: {b.tail()}")
+    record_property("figure", f"keys lost, other coordinator: apart for {time.monotonic() - begun:.1f} s")
+    assert a.peer("b")["psk"]["version"] > 1
+    assert lab.at(a) is lab.one
+    assert lab.at(b) is lab.two
+
+
+def _proven(node: Node, peer: Node) -> bool:
+    psk = node.peer(peer.name)["psk"]
+    return psk is not None and psk["proven"]

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshctl.mesh.catalogue import Verdict
+from meshctl.mesh.model import NodeId
+from meshctl.mesh.psk import Bunch
 from meshctl.mesh.psk_packets import Kind, parse
 from tests.harness.psk_world import End, World
 
@@ -117,16 +119,56 @@ async def test_a_machine_restored_from_a_backup_agrees_anew_while_the_tunnel_sta
     await world.comes(lambda: world.agreed(least=before + 1), 500)
 
 
-async def test_a_machine_that_lost_its_keys_stays_apart_once_sessions_have_ended_and_none_is_never_tried() -> None:
+def rebooted(world: World, end: End, backup: dict[NodeId, Bunch]) -> None:
+    """With what it had on disk some time ago, and without its sessions."""
+    end.kill()
+    end.disk.bunches = dict(backup)
+    world.session_at = float("-inf")
+    end.handshake_at = 0.0
+    world.boot(end)
+
+
+async def test_a_machine_that_lost_its_keys_stays_apart_without_a_coordinator_and_none_is_never_tried() -> None:
     world = await agreed_world()
-    world.a.kill()
-    world.a.disk.bunches.clear()
-    world.session_at = float("-inf")  # it was rebooted, too
-    world.boot(world.a)
+    rebooted(world, world.a, {})
     for _ in range(10):
         await world.run(60)
         assert world.b.device is not None
     assert not world.up
+    assert world.posted < 20, "six tries, then one in two minutes"
+    world.coordinator = True
+    await world.comes(lambda: world.up, 150)
+    await world.comes(lambda: world.agreed(least=2), 300)
+
+
+@pytest.mark.parametrize("who", ["the leader", "the follower"])
+@pytest.mark.parametrize("kept", ["nothing", "old keys"])
+async def test_a_machine_restored_from_a_backup_agrees_by_letter_once_sessions_have_ended(who: str, kept: str) -> None:
+    world = await agreed_world(period_s=400.0)
+    end = world.a if who == "the leader" else world.b
+    backup = dict(end.disk.bunches) if kept == "old keys" else {}
+    await world.comes(lambda: world.agreed(least=2), 900)
+    assert not world.posted, "nobody writes while the tunnel stands"
+    world.coordinator = True
+    rebooted(world, end, backup)
+    before = world.other(end).bunch(end).now
+    await world.comes(lambda: world.up, 60)
+    await world.comes(lambda: world.agreed(least=before + 1), 300)
+    written = world.posted
+    await world.run(100)
+    assert world.posted == written
+
+
+async def test_letters_lost_doubled_and_a_coordinator_away_for_a_while_only_take_longer() -> None:
+    chance = random.Random(7)
+    world = await agreed_world()
+    world.weather = lambda _: chance.choices((0, 1, 2), (3, 6, 1))[0]
+    rebooted(world, world.b, {})
+    for _ in range(20):
+        world.coordinator = chance.random() < 0.5
+        await world.run(30)
+    world.coordinator = True
+    await world.comes(world.agreed, 900)
 
 
 async def test_a_full_disk_acknowledges_nothing_sets_nothing_and_is_tried_again() -> None:
@@ -174,6 +216,7 @@ async def _storm(seed: int) -> None:
     chance = random.Random(seed)
     world = await agreed_world(period_s=200.0)
     world.weather = lambda _: chance.choices((0, 1, 2), (3, 6, 1))[0]
+    world.coordinator = chance.random() < 0.5
     for _ in range(60):
         match chance.randrange(8):
             case 0:
