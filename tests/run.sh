@@ -16,7 +16,8 @@ failed=0
 lines=(
   "tests/vm/test_kernel_wireguard.py tests/netns/test_psk.py tests/netns/test_outage.py tests/netns/test_replicas.py
    tests/attacks/test_attacks.py"
-  "tests/attacks/test_ageing.py tests/attacks/test_quiet.py
+  "tests/attacks/test_ageing.py tests/attacks/test_quiet.py tests/netns/test_liar_elsewhere.py
+   tests/netns/test_matrix.py tests/netns/test_matrix_elsewhere.py
    tests/netns/test_etcd_weather.py tests/netns/test_rotation.py tests/netns/test_rotation_weather.py"
 )
 # shellcheck disable=SC2206

@@ -2,7 +2,8 @@
 
     with Replicas() as lab: a, b, c = lab.members("a", "b", "c"); lab.two.stop(signal.SIGKILL)
 
-`lab.coordinator` is the first. The second is made as the README says: a copy of the key file and the settings.
+A `patient` lab has that of the product. `lab.coordinator` is the first. The second is made as the README says: a copy
+of the key file and the settings.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from meshctl.wire import operator, overview
 from tests.harness.cluster import CLIENT, Cluster
-from tests.harness.mesh import PORT, READY_S, Coordinator, Lab, Node, until
+from tests.harness.mesh import COORDINATOR, MESHCTL, PORT, READY_S, Coordinator, Lab, Node, until
 from tests.harness.netns import Namespace, unique
 
 HASTY = (sys.executable, "-m", "tests.harness.hasty")
@@ -41,7 +42,6 @@ class Replica(Coordinator):
     def __init__(self, ns: Namespace, directory: Path, address: str) -> None:
         directory.mkdir()
         super().__init__(ns, directory, address)
-        self.program = (*HASTY, "mesh-coordinator")
 
     def cut(self, rules: str) -> None:
         """NO_ETCD or NO_NODES."""
@@ -86,6 +86,10 @@ class Replicas(Lab):
     one: Replica
     two: Replica
 
+    def __init__(self, *, patient: bool = False) -> None:
+        super().__init__()
+        self._patient = patient
+
     def _coordinate(self, stack: contextlib.ExitStack) -> None:
         self.cluster = Cluster(stack, self.directory / "etcd", self.plug)
         self.cluster.start()
@@ -94,6 +98,7 @@ class Replicas(Lab):
             ns = stack.enter_context(Namespace(unique("mn-")))
             self.plug(ns, address)
             made.append(Replica(ns, self.directory / name, f"{address}:{PORT}"))
+            made[-1].program = COORDINATOR if self._patient else (*HASTY, "mesh-coordinator")
             stack.callback(made[-1].stop)
         self.one, self.two = made
         self.coordinator = self.one
@@ -110,7 +115,7 @@ class Replicas(Lab):
 
     def machine(self, name: str, *, wired: bool = True) -> Node:
         node = super().machine(name, wired=wired)
-        node.program = (*HASTY, "meshctl")
+        node.program = MESHCTL if self._patient else (*HASTY, "meshctl")
         return node
 
     def victim(self, name: str) -> str:

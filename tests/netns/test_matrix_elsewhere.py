@@ -1,6 +1,6 @@
 """The matrix of nodes at two coordinators, asked at either; one of them sleeps, dies, comes back (NET-7, OPS-2).
 
-Real processes: an etcd of three, two coordinators with the patience that they have in earnest, three nodes.
+Real processes: an etcd of three, two coordinators, three nodes, all with the patience that they have in earnest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from meshctl.agent.store import Store
 from meshctl.mesh.matrix import SILENT, Grid
 from meshctl.wire import operator, rows
-from tests.harness.mesh import COORDINATOR, MESHCTL, PORT, READY_S, Node, until
+from tests.harness.mesh import MESHCTL, PORT, READY_S, Node, until
 from tests.harness.replicas import Replica, Replicas
 
 pytestmark = pytest.mark.root
@@ -26,11 +26,7 @@ Figure = Callable[[str, object], None]
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Replicas]:
     """`a` is connected to the first, `b` and `c` to the second coordinator, and cannot be to the first."""
-    with Replicas() as made:
-        for one in made.coordinators:
-            one.stop()
-            one.program = COORDINATOR
-            one.start()
+    with Replicas(patient=True) as made:
         a, b, c = made.members("a", "b", "c")
         for node, other in ((a, made.two), (b, made.one), (c, made.one)):
             away = f"tcp dport {PORT} ip daddr {other.address.rpartition(':')[0]} reject with tcp reset"
