@@ -41,6 +41,7 @@ from meshctl.wire.session import UpFrame
 Context = grpc.aio.ServicerContext[Any, Any]
 JUST_JOINED_S = 3.0  # a node may connect here before our watch has told of its join at another coordinator
 LETTERS_KEPT = session.LETTERS_PER_FRAME  # for a stream that writes; what comes before it has is lost
+LETTERS_PER_S = 40.0  # of one stream, sustained; what is too much is lost
 REPORTS_PER_S = 20.0  # of one stream, sustained; a healthy agent sends one per change
 
 
@@ -297,13 +298,17 @@ class _Stream:
             self._passes.rests(self)
 
     async def _receive(self, requests: AsyncIterator[Any]) -> None:
-        allowance, last = REPORTS_PER_S, time.monotonic()
+        allowance, letters, last = REPORTS_PER_S, LETTERS_PER_S, time.monotonic()
         async for raw in requests:
             now = time.monotonic()
-            allowance, last = min(REPORTS_PER_S * 2, allowance + (now - last) * REPORTS_PER_S) - 1, now
+            allowance = min(REPORTS_PER_S * 2, allowance + (now - last) * REPORTS_PER_S) - 1
+            letters, last = min(LETTERS_PER_S * 2, letters + (now - last) * LETTERS_PER_S), now
             if allowance < 0:
                 raise ProtocolError("this node reports too often", "upgrade meshctl on it")
             up = session.decode_up(raw)
+            if up.letters:
+                up = replace(up, letters=up.letters[: int(letters)])
+                letters -= len(up.letters)
             if up.again:
                 self._again = True
                 self.wake()

@@ -40,7 +40,7 @@ EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 FIRST_BACKOFF_S = 0.2
 FAILURES_BEFORE_ASKING = 5  # the pauses before add up to some seconds: a coordinator that restarts is back by then
 LETTERS_EVERY_S = 0.5
-LETTERS_KEPT = 256  # what is too much is lost, and said again
+LETTERS_KEPT = 1024  # one to everybody, at the size where a full mesh ends; what is too much is lost, and said again
 SNAPSHOTS_IN_A_ROW = 3  # a coordinator that keeps sending maps which do not fit is left alone for a while
 
 
