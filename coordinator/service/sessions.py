@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -40,7 +39,7 @@ from meshctl.wire.session import UpFrame
 
 Context = grpc.aio.ServicerContext[Any, Any]
 JUST_JOINED_S = 3.0  # a node may connect here before our watch has told of its join at another coordinator
-LETTERS_KEPT = session.LETTERS_PER_FRAME  # for a stream that writes; what comes before it has is lost
+LETTERS_KEPT = session.LETTERS_PER_FRAME  # while a stream writes; what is too much is lost
 LETTERS_PER_S = 40.0  # of one stream, sustained; what is too much is lost
 REPORTS_PER_S = 20.0  # of one stream, sustained; a healthy agent sends one per change
 
@@ -194,7 +193,7 @@ class MeshService:
 
     def _deliver(self, node: NodeId, letter: Letter) -> bool:
         stream = self._streams.get(node)
-        if stream:
+        if stream and len(stream.letters) < LETTERS_KEPT:
             stream.letters.append(letter)
             stream.wake()
         return stream is not None
@@ -236,7 +235,7 @@ class _Stream:
         self._service, self._node, self._who, self._context, self._cursor = service, node, who, context, cursor
         self._feed, self._passes = service.feed, service.passes
         self._again = self._woken = False
-        self.letters: deque[Letter] = deque(maxlen=LETTERS_KEPT)
+        self.letters: list[Letter] = []
         self._order: Order | None = None
         self._mesh = service.mesh  # as the welcome tells it
         self._loop = asyncio.get_running_loop()
@@ -286,7 +285,7 @@ class _Stream:
                 await self._context.write(turns.order_frame(order))
                 self._order = order
             if self.letters:
-                letters, self.letters = self.letters, deque(maxlen=LETTERS_KEPT)
+                letters, self.letters = self.letters, []
                 await self._context.write(session.letters_frame(letters))
             if beat:
                 await self._context.write(self._service.heartbeat(self._node))

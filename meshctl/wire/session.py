@@ -129,7 +129,9 @@ def _letter_messages(letters: Iterable[Letter]) -> list[pb.Letter]:
     return [pb.Letter(peer=letter.peer, sealed=letter.sealed) for letter in letters]
 
 
-def _letters(found: Iterable[pb.Letter]) -> tuple[Letter, ...]:
+def _letters(found: Sequence[pb.Letter]) -> tuple[Letter, ...]:
+    if not found:  # nearly always
+        return ()
     letters = tuple(Letter(NodeId(m.peer), m.sealed) for m in islice(found, LETTERS_PER_FRAME))
     if any(len(letter.sealed) > LARGEST_BYTES or len(letter.peer) > limits.NODE_ID_CHARS for letter in letters):
         raise ProtocolError("a letter is too long")

@@ -24,7 +24,6 @@ from meshctl.crypto import pki
 from meshctl.errors import ProtocolError, RefusedError, UnreachableError
 from meshctl.events import SessionClosed
 from meshctl.mesh import catalogue, limits
-from meshctl.mesh.psk_packets import Letter
 from meshctl.mesh.token import JoinToken
 from meshctl.wire import codec, operator, overview, session
 from meshctl.wire.codec import FindingRow
@@ -369,28 +368,6 @@ async def test_session_begins_with_resume_and_reports_have_a_pace(served: Served
         await ended(call)  # the code may be lost: the client was still writing
         closed = [e.why for e in served.mesh.events.all if isinstance(e, SessionClosed)]
         assert closed == ["this node reports too often"]
-
-
-async def test_letters_go_from_stream_to_stream_under_the_name_that_tls_proved_and_a_flood_is_cut(
-    served: Served,
-) -> None:
-    a, b = await served.node("a"), await served.node("b")
-    async with served.open(a) as from_a, served.open(b) as from_b:
-        writer, reader = stream(from_a), stream(from_b)
-        for call, node in ((writer, a), (reader, b)):
-            await call.write(resume(node))
-            await read(call, lambda frame: frame.moves_map)
-        flood = UpFrame(letters=(Letter(b.computer.id, b"x"),) * session.LETTERS_PER_FRAME)
-        for _ in range(10):
-            await writer.write(session.serialize_up(session.encode_up(flood)))
-        await writer.write(session.serialize_up(session.encode_up(UpFrame(again=True))))
-        await read(writer, lambda frame: frame.snapshot)  # all of it was read
-        served.mesh.first.fellows.post.deliver(b.computer.id, Letter(a.computer.id, b"the last"))
-        got: list[Letter] = []
-        while not got or got[-1].sealed != b"the last":
-            got += (await read(reader, lambda frame: bool(frame.letters))).letters
-        assert {letter.peer for letter in got} == {a.computer.id}
-        assert session.LETTERS_PER_FRAME <= len(got) <= 2 * sessions.LETTERS_PER_S
 
 
 async def test_node_ahead_of_this_coordinator_is_sent_elsewhere(
