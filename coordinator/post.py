@@ -20,7 +20,7 @@ from typing import Final
 from coordinator import records
 from coordinator.board import Board
 from coordinator.fleet import Fleet
-from coordinator.registry import COMMIT_OPS, POST, Conflict, Delete, Put, Record, Registry
+from coordinator.registry import POST, Conflict, Put, Record, Registry
 from meshctl.errors import MeshError
 from meshctl.mesh.model import NodeId
 from meshctl.mesh.psk_packets import Letter
@@ -42,7 +42,7 @@ class Post:
 
     def __init__(self, me: str, registry: Registry, board: Board, fleet: Fleet) -> None:
         self.deliver: Callable[[NodeId, Letter], bool] = lambda _node, _letter: False
-        self._me, self._registry, self._board, self._fleet = me, registry, board, fleet
+        self._me, self._registry, self._fleet = me, registry, fleet
         self._leaving: dict[str, list[tuple[str, str, bytes]]] = {}  # by coordinator
         self._generations: dict[str, int] = {}
         self._wanted = asyncio.Event()
@@ -84,12 +84,7 @@ class Post:
                 for to, sender, sealed in records.decode(record.value, Batch).letters:
                     self.deliver(NodeId(to), Letter(NodeId(sender), sealed))
 
-    async def sweep(self) -> None:
-        """Take down the slots from or to coordinators that are no more."""
+    def is_left(self, path: str) -> bool:
+        """Whether this is a slot from or to a coordinator that is no more."""
         living = {self._me, *(other.id for other in self._fleet.known())}
-        old = [
-            record for path, record in self._board.held.items()
-            if path.startswith(POST) and not living.issuperset(path.removeprefix(POST).split("/"))
-        ]  # fmt: skip
-        for start in range(0, len(old), COMMIT_OPS):
-            await self._registry.commit(*(Delete(r.path, r.generation) for r in old[start : start + COMMIT_OPS]))
+        return path.startswith(POST) and not living.issuperset(path.removeprefix(POST).split("/"))

@@ -43,7 +43,7 @@ async def run(
             await remove_absent(members, feed, fleet)
             await take_down_old_notes(fleet, herald)
             await questions.sweep()
-            await post.sweep()
+            await herald.take_down(post.is_left)
             await rotate_old(rotations, feed, rotate_after_s, now=time.time())
         except MeshError:
             continue

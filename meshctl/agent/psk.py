@@ -15,7 +15,7 @@ from meshctl.agent.psk_exchange import Exchange, Ports, Stall, State, Work
 from meshctl.agent.store import Store
 from meshctl.crypto import kem
 from meshctl.errors import MeshError
-from meshctl.mesh import judges, limits, psk
+from meshctl.mesh import judges, psk
 from meshctl.mesh.integrity import Key, Reading
 from meshctl.mesh.interface import Session
 from meshctl.mesh.keys import PresharedKey
@@ -115,7 +115,7 @@ class PresharedKeys:
     def _listen(self, node: Node, state: State) -> None:
         """Do the peer's handshakes arrive while none succeeds? WireGuard counts only what it could open as received."""
         session, now = self._ports.reconciler.outcome.sessions.get(node.statement.wireguard), self._ports.monotonic()
-        if session is None or self._ports.wall() - session.last_handshake < limits.REJECT_AFTER_S:
+        if session is None or not psk.is_over(self._age_s(session)):
             state.received = state.knocked_at = None
             return
         if state.received is None:
@@ -124,11 +124,14 @@ class PresharedKeys:
         if session.rx_bytes > before and state.knocked_at is None:
             state.knocked_at = now
 
+    def _age_s(self, session: Session | None) -> float | None:
+        """Since its last handshake; None: there was none."""
+        return self._ports.wall() - session.last_handshake if session and session.last_handshake else None
+
     def _watch(self, node: Node, state: State) -> None:
         """Is there no session, as when one came back from a backup? Then by letter."""
         session, now = self._ports.reconciler.outcome.sessions.get(node.statement.wireguard), self._ports.monotonic()
-        age_s = self._ports.wall() - session.last_handshake if session and session.last_handshake else None
-        if self._ports.prober.is_proven(node.id) or not psk.is_over(age_s):
+        if self._ports.prober.is_proven(node.id) or not psk.is_over(self._age_s(session)):
             state.apart_at = None
         elif state.apart_at is None:
             state.apart_at = now
@@ -161,8 +164,9 @@ class PresharedKeys:
     def _choice(self, state: State, session: Session | None, handshake_at: float) -> int:
         """The version to have in force: another one while no handshake succeeds although WireGuard tries."""
         ports, bunch = self._ports, state.bunch
-        age_s = ports.wall() - handshake_at if handshake_at else None
-        if len(bunch.choices) < 2 or session is None or not psk.is_stalled(age_s, ports.prober.coverage_s):
+        if len(bunch.choices) < 2 or session is None or not psk.is_stalled(
+            self._age_s(session), ports.prober.coverage_s
+        ):
             state.stall = None
             return bunch.now
         now = ports.monotonic()

@@ -127,11 +127,11 @@ async def test_etcd_away_loses_letters_and_a_slot_that_was_swept_is_written_anew
     send(one, a, b, b"lost")
     await until(lambda: not one.fellows.post._leaving, 5)
     one.fellows.post._registry = genuine
-    await two.fellows.post.sweep()
+    await two.herald.take_down(two.fellows.post.is_left)
     assert slots(mesh), "its coordinator lives"
     await one.herald.leave()
     await mesh.caught_up()
-    await two.fellows.post.sweep()
+    await two.herald.take_down(two.fellows.post.is_left)
     assert not slots(mesh)
     await mesh.heard()
     send(one, a, b, b"again")
