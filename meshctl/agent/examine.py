@@ -108,13 +108,14 @@ class Examiner:
 
     def _peers(self, peers: Iterable[Node]) -> Iterator[Reading]:
         """Of those about whom there is something new to say, and of each once in a coverage period."""
-        now, wall, sessions = time.monotonic(), time.time(), self._from.reconciler.outcome.sessions
+        now, wall, outcome = time.monotonic(), time.time(), self._from.reconciler.outcome
         echoes, never, coverage_s = self._from.prober.echoes(), Echo(), self._from.prober.coverage_s
+        is_blind = now - outcome.read_at > coverage_s  # of sessions as they were then nothing follows
         before = self._judged
         self._judged = {}
         for node in peers:
             key, echo = node.statement.wireguard, echoes.get(node.id, never)
-            session = sessions.get(key)
+            session = outcome.sessions.get(key)
             age = wall - session.last_handshake if session and session.last_handshake else None
             changed = self._from.rotor.moved_at(node.id)
             stamps = echo.tested_at, echo.last_ok_at, echo.forged_at, session and session.last_handshake
@@ -124,9 +125,11 @@ class Examiner:
             if is_young and now - judged_at < coverage_s and seen == (node, changed, *stamps):
                 continue
             self._judged[node.id] = now, (node, changed, *stamps)
-            yield judges.handshake(node.id, age, self._was_sent(key, session), now=now)
             yield judges.path(node.id, echo, now=now)
             yield judges.identity(node.id, echo, now=now)
+            if is_blind:
+                continue
+            yield judges.handshake(node.id, age, self._was_sent(key, session), now=now)
             agreed = None
             if changed is not None and (at := self._from.prober.agreed_at(node.id)) is not None:
                 agreed = now - at

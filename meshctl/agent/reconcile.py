@@ -29,9 +29,12 @@ DRAIN_S = 0.01  # packets that WireGuard has taken for encryption leave within a
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the last pass found and did. `at` is monotonic; `repaired` are steps nobody here had caused."""
+    """What the last pass found and did. `at` is monotonic, and so is `read_at`, when WireGuard was last read: before `at`
+    where a pass has failed since. `repaired` are steps nobody here had caused.
+    """
 
     at: float = 0.0
+    read_at: float = 0.0
     revision: int = 0
     digest: bytes = b""
     steps: tuple[Step, ...] = ()
@@ -264,6 +267,7 @@ class Reconciler:
             self._digest = interface.digest(observed.interface.peers.values() if observed.interface else ())
         return Outcome(
             at=now,
+            read_at=now,
             revision=self.outcome.revision if left else revision,  # a map that came meanwhile is not applied yet
             digest=self._digest,
             steps=steps,

@@ -227,7 +227,7 @@ class Rotor:
 
     def _recall(self) -> None:
         """A restart after the switch: whom WireGuard still counts as alive are those to be proven."""
-        if self._lived is None and self._reconciler.outcome.at:
+        if self._lived is None and self._reconciler.outcome.read_at:
             alive = self._reconciler.outcome.alive
             self._lived = frozenset(node.id for node in self._peers() if node.statement.wireguard in alive)
             self._unseen, self._switched_at = set(), self._monotonic()
@@ -308,7 +308,7 @@ class Rotor:
             restless=prepared and rotation.is_restless(ages),
             question=self._question,
             asked_s=now - self._asked_at,
-            switched_s=now - self._switched_at,
+            switched_s=self._reconciler.outcome.read_at - self._switched_at,
             pairs=lived,
             proven=lived - len(self._unproven()) if lived else 0,
             registered=self._registered.statement.serial,

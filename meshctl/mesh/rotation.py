@@ -309,7 +309,9 @@ class Hand:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the node sees. `pairs` lived at the switch, `proven` of them again; the registry has serial `registered`."""
+    """What the node sees. `pairs` lived at the switch, `proven` of them again; the registry has serial `registered`.
+    Who cannot read its own WireGuard has seen no pair fail.
+    """
 
     connected: bool
     order: Order | None = None
@@ -317,7 +319,7 @@ class View:
     restless: bool = False
     question: int = 0  # number of the last question, and its age in seconds
     asked_s: float = float("inf")
-    switched_s: float = 0.0  # seconds since the switch
+    switched_s: float = 0.0  # seconds from the switch to the reading of WireGuard that the next two are from
     pairs: int = 0
     proven: int = 0
     registered: int = 0

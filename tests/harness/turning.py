@@ -102,7 +102,7 @@ class Turner:
         self.disk, self.keeper, self.link = Disk(computer.identity), Keeper(member), Link()
         self.kernel = Kernel(computer.identity.wireguard)
         self.pairs: dict[NodeId, Pair] = {}
-        self.at, self.online, self.up = 0, True, True
+        self.at, self.online, self.up, self.blind = 0, True, True, False
         self.boot()
 
     def boot(self) -> None:
@@ -114,7 +114,7 @@ class Turner:
             echo=lambda n: Echo(last_ok_at=self.pair(n).ok_at),
         )  # fmt: skip
         self.reconciler = SimpleNamespace(
-            outcome=SimpleNamespace(sessions={}, alive=frozenset(), at=0.0), wake=asyncio.Event(), pass_s=0.0,
+            outcome=SimpleNamespace(sessions={}, alive=frozenset(), read_at=0.0), wake=asyncio.Event(), pass_s=0.0,
             switch_key=self.switch_key,
         )  # fmt: skip
         self.look()
@@ -146,11 +146,13 @@ class Turner:
         return START + self.mesh.now
 
     def look(self) -> None:
-        """The kernel as the agent sees it."""
+        """The kernel as the agent sees it; one that is blind keeps what it saw."""
+        if self.blind:
+            return
         wall = START + self.mesh.now
         rows = {k: Session(None, START + at if at else 0.0, 0, 0) for k, at in self.kernel.peers.items()}
         fresh = frozenset(k for k, s in rows.items() if s.last_handshake and wall - s.last_handshake < REJECT_S)
-        self.reconciler.outcome = SimpleNamespace(sessions=rows, alive=fresh, at=self.mesh.now)
+        self.reconciler.outcome = SimpleNamespace(sessions=rows, alive=fresh, read_at=self.mesh.now)
 
     def reconcile(self) -> None:
         """The kernel is made what the book and the rotor say."""

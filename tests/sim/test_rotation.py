@@ -177,6 +177,22 @@ async def test_most_pairs_lost_takes_the_switch_back() -> None:
         assert node.kernel.public == before
 
 
+async def test_node_that_cannot_read_its_wireguard_takes_nothing_back() -> None:
+    async with turning(4) as mesh:
+        await mesh.open("n0")
+        node = by_name(mesh, "n0")
+        before = node.kernel.public
+        while not mesh.switches:
+            await mesh.run(0.25)
+        node.blind = True  # its netlink socket hangs, or the kernel takes that long to answer
+        await mesh.run(rotation.BACK_AFTER_S + 5)
+        assert turn(mesh).phase is Phase.SWITCHED
+        node.blind = False
+        await settle(mesh)
+        assert node.kernel.public != before
+        assert not turn(mesh).failed
+
+
 async def test_two_operators_at_once_are_serialised() -> None:
     async with turning(3) as mesh:
         assert await mesh.open("n0")

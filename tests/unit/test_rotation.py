@@ -204,6 +204,7 @@ PREPARED, IN_FORCE = Hand("r1", Stage.PREPARED, 2), Hand("r1", Stage.SWITCHED, 2
         pytest.param(PREPARED, View(True, replace(PREPARE, rotation="r2")), Act.DISCARD, id="another rotation"),
         pytest.param(IN_FORCE, View(True, GRANT, switched_s=1, pairs=3), Act.REST, id="too early to give up"),
         pytest.param(IN_FORCE, View(True, GRANT, switched_s=11, pairs=3, proven=1), Act.BACK, id="most are lost"),
+        pytest.param(IN_FORCE, View(True, GRANT, switched_s=-1, pairs=3), Act.REST, id="nothing was read since"),
         pytest.param(IN_FORCE, View(True, GRANT, switched_s=11, pairs=4, proven=2), Act.REST, id="half live: named"),
         pytest.param(IN_FORCE, View(True, GRANT, switched_s=11), Act.REST, id="alone in the mesh"),
         pytest.param(IN_FORCE, View(False, switched_s=99, pairs=3), Act.REST, id="cut off: the switch stands"),
