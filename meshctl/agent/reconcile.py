@@ -29,8 +29,8 @@ DRAIN_S = 0.01  # packets that WireGuard has taken for encryption leave within a
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the last pass found and did. `at` is monotonic, and so is `read_at`, when WireGuard was last read: before `at`
-    where a pass has failed since. `repaired` are steps nobody here had caused.
+    """What the last pass found and did. `at` is monotonic; `read_at`, when WireGuard was last read, is earlier where a
+    pass has failed since. `repaired` are steps nobody here had caused.
     """
 
     at: float = 0.0
