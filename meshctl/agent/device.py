@@ -168,8 +168,9 @@ class HostDevice:
         try:
             for batch in batches(steps):
                 await self._peers(batch) if isinstance(batch, tuple) else await self._apply(batch)
-        finally:
-            self._fresh_until = {"route": 0.0, "nft": 0.0}
+        finally:  # keys and peers touch neither routes nor rules, and to read those takes longer than to set a peer
+            if not all(isinstance(step, WireStep) for step in steps):
+                self._fresh_until = {"route": 0.0, "nft": 0.0}
 
     async def _peers(self, batch: tuple[PeerStep, ...]) -> None:
         try:
