@@ -18,7 +18,8 @@ lines=(
    tests/attacks/test_attacks.py"
   "tests/attacks/test_ageing.py tests/attacks/test_quiet.py tests/netns/test_liar_elsewhere.py
    tests/netns/test_matrix.py tests/netns/test_matrix_elsewhere.py
-   tests/netns/test_etcd_weather.py tests/netns/test_rotation.py tests/netns/test_rotation_weather.py"
+   tests/netns/test_etcd_weather.py tests/netns/test_rotation.py tests/netns/test_rotation_weather.py
+   tests/netns/test_hung_wireguard.py"
 )
 # shellcheck disable=SC2206
 elsewhere=("$rotation" ${lines[*]})

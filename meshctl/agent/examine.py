@@ -118,7 +118,7 @@ class Examiner:
             session = outcome.sessions.get(key)
             age = wall - session.last_handshake if session and session.last_handshake else None
             changed = self._from.rotor.moved_at(node.id)
-            stamps = echo.tested_at, echo.last_ok_at, echo.forged_at, session and session.last_handshake
+            stamps = echo.tested_at, echo.last_ok_at, echo.forged_at, session and session.last_handshake, is_blind
             judged_at, seen = before.get(node.id, (0.0, ()))
             self._judged[node.id] = judged_at, seen
             is_young = age is not None and age < limits.REKEY_AFTER_S

@@ -56,7 +56,7 @@ class Fault:
 
 
 def _killed(s: Scene) -> None:
-    os.kill(s.wireguard_go("c"), signal.SIGKILL)
+    os.kill(s["c"].wireguard_go(), signal.SIGKILL)
 
 
 def _down_under_traffic(s: Scene) -> None:

@@ -156,14 +156,6 @@ class Scene:
         """From the coordinator."""
         self.filter(self[name].ns, "inet cut", input=f"tcp sport {PORT} drop", output=f"tcp dport {PORT} drop")
 
-    def wireguard_go(self, name: str) -> int:
-        """The process that serves a node's interface."""
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                if path.read_bytes().split(b"\0")[:2] == [b"wireguard-go", self[name].interface.encode()]:
-                    return int(path.parent.name)
-        raise AssertionError(f"no wireguard-go serves {name}")
-
     def restart(self, name: str, *program: str, **environment: str) -> float:
         """Another agent on the same machine -> when it began."""
         node = self[name]

@@ -276,6 +276,14 @@ class Node(Machine):
         """Our IPv4 address in the mesh."""
         return str(self.status()["node"]["address4"])
 
+    def wireguard_go(self) -> int:
+        """The process that serves our interface."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if path.read_bytes().split(b"\0")[:2] == [b"wireguard-go", self.interface.encode()]:
+                    return int(path.parent.name)
+        raise AssertionError(f"no wireguard-go serves {self.name}")
+
     def drop_interface(self) -> None:
         """As a reboot leaves it: no interface, and a wireguard-go that has ended."""
         self.run("ip", "link", "del", self.interface)

@@ -47,7 +47,7 @@ MESH_PACKAGES = (
 MESH_TOOLS = ("etcd",)
 SUITE = (
     "python -B -m pytest -p no:cacheprovider -q --color=no --tb=short --durations=5"
-    " tests/contract/test_device.py tests/contract/test_guard.py -k kernel"
+    " tests/contract/test_device.py tests/contract/test_look.py tests/contract/test_guard.py -k kernel"
 )
 BENCH = "python -B tests/bench/reconcile.py"
 ROTATION = "python -B -m tests.bench.rotation --runs 4 --enough 2 --rate 20 --nodes 3 --udp-only"
