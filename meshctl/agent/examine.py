@@ -110,7 +110,6 @@ class Examiner:
         """Of those about whom there is something new to say, and of each once in a coverage period."""
         now, wall, outcome = time.monotonic(), time.time(), self._from.reconciler.outcome
         echoes, never, coverage_s = self._from.prober.echoes(), Echo(), self._from.prober.coverage_s
-        is_blind = now - outcome.read_at > coverage_s  # of sessions as they were then nothing follows
         before = self._judged
         self._judged = {}
         for node in peers:
@@ -118,7 +117,7 @@ class Examiner:
             session = outcome.sessions.get(key)
             age = wall - session.last_handshake if session and session.last_handshake else None
             changed = self._from.rotor.moved_at(node.id)
-            stamps = echo.tested_at, echo.last_ok_at, echo.forged_at, session and session.last_handshake, is_blind
+            stamps = echo.tested_at, echo.last_ok_at, echo.forged_at, session and session.last_handshake
             judged_at, seen = before.get(node.id, (0.0, ()))
             self._judged[node.id] = judged_at, seen
             is_young = age is not None and age < limits.REKEY_AFTER_S
@@ -127,13 +126,14 @@ class Examiner:
             self._judged[node.id] = now, (node, changed, *stamps)
             yield judges.path(node.id, echo, now=now)
             yield judges.identity(node.id, echo, now=now)
-            if is_blind:
-                continue
-            yield judges.handshake(node.id, age, self._was_sent(key, session), now=now)
+            if not outcome.read_at:
+                continue  # before the first pass
+            # As old as what was read: of a WireGuard that does not answer, they soon are no evidence.
+            yield judges.handshake(node.id, age, self._was_sent(key, session), now=outcome.read_at)
             agreed = None
             if changed is not None and (at := self._from.prober.agreed_at(node.id)) is not None:
                 agreed = now - at
-            yield judges.rotation(node.id, changed and wall - changed, age, agreed, now=now)
+            yield judges.rotation(node.id, changed and wall - changed, age, agreed, now=outcome.read_at)
 
     def _was_sent(self, key: PublicKey, session: Session | None) -> bool:
         """Whether bytes went to this peer since its last handshake."""

@@ -156,24 +156,22 @@ class PresharedKeys:
         if not bunch.proven and psk.proves(bunch, heard, handshake_at):
             self._exchange.start(node.id, state, lambda: self._exchange.file(node.id, state, bunch.confirmed()))
             return True
-        version = self._choice(state, session, handshake_at)
+        version = self._choice(state, session)
         if version != bunch.now:
             self._exchange.start(node.id, state, lambda: self._exchange.step(node.id, state, version))
         return True
 
-    def _choice(self, state: State, session: Session | None, handshake_at: float) -> int:
+    def _choice(self, state: State, session: Session | None) -> int:
         """The version to have in force: another one while no handshake succeeds although WireGuard tries."""
-        ports, bunch = self._ports, state.bunch
-        if len(bunch.choices) < 2 or session is None or not psk.is_stalled(
-            self._age_s(session), ports.prober.coverage_s
-        ):
+        ports, bunch, age_s = self._ports, state.bunch, self._age_s(session)
+        if len(bunch.choices) < 2 or session is None or not psk.is_stalled(age_s, ports.prober.coverage_s):
             state.stall = None
             return bunch.now
         now = ports.monotonic()
         if state.stall is None:
             state.stall = Stall(now, bunch.now, session.tx_bytes)
         # A peer without a session is restarted now and then, which sets its counters to zero.
-        if session.tx_bytes == (state.stall.sent if handshake_at else 0):
+        if session.tx_bytes == (state.stall.sent if session.last_handshake else 0):
             return bunch.now
         return psk.choice(bunch, state.stall.version, now - state.stall.since, leads=state.leads)
 

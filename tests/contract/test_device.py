@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from meshctl.agent.device import Device, open_device
+from meshctl.agent.device import open_device
 from meshctl.agent.userspace import socket_path
 from meshctl.errors import EnvironmentFault, UsageError
 from meshctl.mesh.interface import Peer, Route, network
@@ -31,6 +31,7 @@ from tests.harness.ground import (
     Ground,
     RealGround,
     desired,
+    drained,
     peer,
     real_ground,
     settle,
@@ -188,7 +189,7 @@ async def test_guard_flushed_is_announced_and_repaired(ground: Ground) -> None:
     device = await ground.open()
     want = desired(ground.name)
     await settle(device, want)
-    await _drained(device)
+    await drained(device)
     ground.flush_guard()
     async with asyncio.timeout(5):
         await device.changed()
@@ -197,16 +198,6 @@ async def test_guard_flushed_is_announced_and_repaired(ground: Ground) -> None:
     ]
     await settle(device, want)
     await device.destroy()
-
-
-async def _drained(device: Device) -> None:
-    """Until the echo of our own changes has passed."""
-    while True:
-        try:
-            async with asyncio.timeout(0.2):
-                await device.changed()
-        except TimeoutError:
-            return
 
 
 async def test_mtu_port_and_addresses_change_in_place(ground: Ground) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Interface
 
 import pytest
 
-from meshctl.agent.device import Device
 from meshctl.agent.firewall import Firewall
 from meshctl.agent.routes import Host
 from meshctl.mesh.plan import AddAddress, AddPeer, SetPrivateKey
-from tests.harness.ground import OWN, RealGround, desired, peer, real_ground, settle
+from tests.harness.ground import OWN, RealGround, desired, drained, peer, real_ground, settle
 
 root = pytest.mark.root
 
@@ -35,23 +33,13 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-async def quiet(device: Device) -> None:
-    """Until the echo of our own changes has passed, and was looked at."""
-    while True:
-        try:
-            async with asyncio.timeout(0.2):
-                await device.changed()
-        except TimeoutError:
-            break
-    await device.observe()
-
-
 async def test_keys_and_peers_are_set_without_reading_rules_and_routes_again(
     real: RealGround, looked: list[str]
 ) -> None:
     device = await real.open()
     await settle(device, desired(real.name))
-    await quiet(device)
+    await drained(device)
+    await device.observe()
     looked.clear()
     await device.apply_all([SetPrivateKey(OWN), AddPeer(peer(1))])
     seen = (await device.observe()).interface

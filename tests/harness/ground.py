@@ -53,6 +53,16 @@ async def settle(device: Device, want: Interface, alive: frozenset[PublicKey] = 
     return seen
 
 
+async def drained(device: Device) -> None:
+    """Until the echo of our own changes has passed."""
+    while True:
+        try:
+            async with asyncio.timeout(0.2):
+                await device.changed()
+        except TimeoutError:
+            return
+
+
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
     """Poll, with a deadline."""
     deadline = time.monotonic() + PATIENCE_S

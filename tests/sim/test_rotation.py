@@ -18,6 +18,7 @@ from meshctl.agent.store import SavedRotation
 from meshctl.errors import MeshError
 from meshctl.mesh import rotation
 from meshctl.mesh.catalogue import Verdict
+from meshctl.mesh.keys import PublicKey
 from meshctl.mesh.rotation import Phase, Stage, Turn
 from meshctl.mesh.statement import Statement
 from tests.harness.turning import Turner, Turning, turning
@@ -162,13 +163,19 @@ async def test_node_that_goes_unheard_after_the_switch_is_followed_when_it_is_ba
         await settle(mesh)
 
 
+async def switching(mesh: Turning, name: str) -> tuple[Turner, PublicKey]:
+    """Rotate a node until it has switched -> (the node, its key before)."""
+    node = by_name(mesh, name)
+    before = node.kernel.public
+    await mesh.open(name)
+    while not mesh.switches:
+        await mesh.run(0.25)
+    return node, before
+
+
 async def test_most_pairs_lost_takes_the_switch_back() -> None:
     async with turning(4) as mesh:
-        await mesh.open("n0")
-        node = by_name(mesh, "n0")
-        before = node.kernel.public
-        while not mesh.switches:
-            await mesh.run(0.25)
+        node, before = await switching(mesh, "n0")
         mesh.cuts |= {frozenset({node.computer.id, other}) for other in mesh.nodes if other != node.computer.id}
         await mesh.run(15)
         assert node.kernel.public == before
@@ -179,11 +186,7 @@ async def test_most_pairs_lost_takes_the_switch_back() -> None:
 
 async def test_node_that_cannot_read_its_wireguard_takes_nothing_back() -> None:
     async with turning(4) as mesh:
-        await mesh.open("n0")
-        node = by_name(mesh, "n0")
-        before = node.kernel.public
-        while not mesh.switches:
-            await mesh.run(0.25)
+        node, before = await switching(mesh, "n0")
         node.blind = True  # its netlink socket hangs, or the kernel takes that long to answer
         await mesh.run(rotation.BACK_AFTER_S + 5)
         assert turn(mesh).phase is Phase.SWITCHED
