@@ -87,7 +87,7 @@ class Reconciler:
         self._attempts: dict[PublicKey, liveness.Attempts] = {}
         self._settled: Interface | None = None  # what was wanted when the kernel last fitted
         self._fitting: Interface | None = None  # what the kernel held then
-        self._is_left = False  # a step of the last pass did not hold: somebody's hand was quicker, or it cannot be done
+        self._held: Interface | None = None  # what it held after the last pass, fitting or not
         self._digest = b""
         self._one_at_a_time = asyncio.Lock()  # a pass, or the switch of our own key
         self._mtu = 0
@@ -146,7 +146,6 @@ class Reconciler:
             at = time.time()
             step = SetPrivateKey(key)
             await self._device.apply_all((step,))
-            self._settled = None
         self._events.emit(StepApplied.of(step, self._desire(self._mtu).me.interface))
         return at
 
@@ -157,12 +156,12 @@ class Reconciler:
 
     @property
     def routes(self) -> frozenset[Route]:
-        """What the kernel held after the last pass that changed something."""
-        return self._fitting.routes if self._fitting else frozenset()
+        """What the kernel held after the last pass."""
+        return self._held.routes if self._held else frozenset()
 
     def holds(self, peer: PublicKey, psk: PresharedKey | None) -> bool:
         """Whether the device had this peer with this pre-shared key after the last pass."""
-        held = self._fitting.peers.get(peer) if self._fitting else None
+        held = self._held.peers.get(peer) if self._held else None
         return held is not None and held.preshared_key == psk
 
     @property
@@ -241,15 +240,17 @@ class Reconciler:
         observed = await self._device.observe()
         want, revision, alive, due = self._picture(observed)
         # Equal looks are identical objects (see Device): what fitted then fits now, and has the digest it had.
-        fits = self._settled is want and observed.interface is self._fitting and not self._is_left
-        if self._settled is want and observed.interface and not fits:
+        fits = self._settled is want and observed.interface is self._fitting
+        if observed.interface and not fits:
             due |= self._stolen(want, observed.interface)
         heirs = {} if fits else self._inherited(want, observed)
         due |= heirs
         self._attempts |= {key: liveness.heir(at, now=time.monotonic()) for key, at in heirs.items()}
-        same = fits and not due
-        steps = () if same else diff(observed.interface, want, alive=alive, due=due)
-        foreign = tuple(s for s in steps if not isinstance(s, RestartPeer)) if self._settled is want else ()
+        steps = () if fits and not due else diff(observed.interface, want, alive=alive, due=due)
+        foreign: tuple[Step, ...] = ()
+        if self._fitting and observed.interface is not self._fitting:
+            own = set(diff(self._fitting, want, alive=alive, due=due))  # had nobody else touched it since it fitted
+            foreign = tuple(step for step in steps if not isinstance(step, RestartPeer) and step not in own)
         for step in steps:
             if not isinstance(step, RestartPeer):  # a further try is routine, every few seconds for an absent peer
                 self._events.emit(StepApplied.of(step, want.name, foreign=step in foreign))
@@ -259,12 +260,12 @@ class Reconciler:
             observed = await self._device.observe()
             self._started(frozenset(due))
             left = diff(observed.interface, want, alive=alive)
-        # What fitted once and was changed since remains somebody else's doing until it fits again.
-        self._settled, self._is_left = want if not left or self._settled is want else None, bool(left)
-        now = time.monotonic()
-        if not same:
-            self._fitting = observed.interface
+        if not left:  # else a hand was quicker, or it cannot be done: what was changed remains somebody else's doing
+            self._settled, self._fitting = want, observed.interface
+        if observed.interface is not self._held:
+            self._held = observed.interface
             self._digest = interface.digest(observed.interface.peers.values() if observed.interface else ())
+        now = time.monotonic()
         return Outcome(
             at=now,
             read_at=now,
