@@ -21,7 +21,7 @@ from meshctl.mesh import interface, limits, liveness, topology
 from meshctl.mesh.interface import Interface, Observation, Route, Session
 from meshctl.mesh.keys import PresharedKey, PrivateKey, PublicKey
 from meshctl.mesh.model import Endpoint, MeshInfo, Node, NodeId, Roster
-from meshctl.mesh.plan import RemovePeer, RestartPeer, SetPrivateKey, Step, diff
+from meshctl.mesh.plan import RemovePeer, RestartPeer, SetPrivateKey, Step, diff, foreign
 from meshctl.mesh.topology import Me
 
 DRAIN_S = 0.01  # packets that WireGuard has taken for encryption leave within a millisecond or two
@@ -247,13 +247,12 @@ class Reconciler:
         due |= heirs
         self._attempts |= {key: liveness.heir(at, now=time.monotonic()) for key, at in heirs.items()}
         steps = () if fits and not due else diff(observed.interface, want, alive=alive, due=due)
-        foreign: tuple[Step, ...] = ()
-        if self._fitting and observed.interface is not self._fitting:
-            own = set(diff(self._fitting, want, alive=alive, due=due))  # had nobody else touched it since it fitted
-            foreign = tuple(step for step in steps if not isinstance(step, RestartPeer) and step not in own)
+        is_touched = observed.interface is not self._fitting
+        repaired = foreign(steps, self._fitting, want, alive=alive, due=due) if is_touched else ()
+        others = frozenset(repaired)
         for step in steps:
             if not isinstance(step, RestartPeer):  # a further try is routine, every few seconds for an absent peer
-                self._events.emit(StepApplied.of(step, want.name, foreign=step in foreign))
+                self._events.emit(StepApplied.of(step, want.name, foreign=step in others))
         left: tuple[Step, ...] = ()
         if steps:
             await self._apply(steps, heirs=bool(heirs))
@@ -272,8 +271,8 @@ class Reconciler:
             revision=self.outcome.revision if left else revision,  # a map that came meanwhile is not applied yet
             digest=self._digest,
             steps=steps,
-            repaired=foreign or self.outcome.repaired,
-            repaired_at=now if foreign else self.outcome.repaired_at,
+            repaired=repaired or self.outcome.repaired,
+            repaired_at=now if repaired else self.outcome.repaired_at,
             error="" if not left else f"did not settle: {left[0]}",
             alive=alive,
             sessions=observed.sessions,

@@ -211,6 +211,23 @@ def diff(
     return tuple(steps)
 
 
+def foreign(
+    steps: tuple[Step, ...],
+    fitted: Interface | None,
+    desired: Interface,
+    *,
+    alive: Set[PublicKey] = frozenset(),
+    due: Mapping[PublicKey, Endpoint] | None = None,
+) -> tuple[Step, ...]:
+    """Those of `steps` that undo what somebody else did since the interface was as it should be (`fitted`): without that
+    hand, what is wanted now would not need them. To start a handshake undoes nothing.
+    """
+    if fitted is None:
+        return ()
+    own = set(diff(fitted, desired, alive=alive, due=due))
+    return tuple(step for step in steps if not isinstance(step, RestartPeer) and step not in own)
+
+
 def _link(have: Interface, want: Interface) -> Iterator[Step]:
     if want.private_key is not None and have.private_key != want.private_key:
         yield SetPrivateKey(want.private_key)

@@ -34,7 +34,7 @@ class Heard(Unheard):
 
 
 class Interrupted(FakeDevice):
-    """`meanwhile` happens between the steps of a pass and the look after them, once; so does a `fault`, before them."""
+    """Once: `fault` in place of the steps of a pass, `meanwhile` between them and the look after them."""
 
     meanwhile: Callable[[], None] | None = None
     fault: MeshError | None = None
@@ -50,7 +50,7 @@ class Interrupted(FakeDevice):
 
 
 class Scene:
-    """A node and what it wants; `steps` are those of the last `once`."""
+    """A node, what it wants, and what was heard of the last pass."""
 
     def __init__(self) -> None:
         nodes = [
