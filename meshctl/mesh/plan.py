@@ -219,8 +219,8 @@ def foreign(
     alive: Set[PublicKey] = frozenset(),
     due: Mapping[PublicKey, Endpoint] | None = None,
 ) -> tuple[Step, ...]:
-    """Those of `steps` that undo what somebody else did since the interface was as it should be (`fitted`): without that
-    hand, what is wanted now would not need them. To start a handshake undoes nothing.
+    """Those of `steps` that undo what somebody else did since the interface was as it should be (`fitted`): without
+    that hand, what is wanted now would not need them. To start a handshake undoes nothing.
     """
     if fitted is None:
         return ()
