@@ -22,6 +22,7 @@ from meshctl.agent.device import Device, open_device
 from meshctl.agent.examine import Examiner
 from meshctl.agent.follow import Follower, Report
 from meshctl.agent.health import Health
+from meshctl.agent.lookout import Lookout
 from meshctl.agent.moves import Moves
 from meshctl.agent.pathmtu import PathTrial
 from meshctl.agent.peers import Peers
@@ -70,7 +71,7 @@ async def run(config: AgentConfig, store: Store, say: Callable[[str], None]) -> 
         moved=lambda: examiner.soon.set(),  # noqa: PLW0108 - made below
     )  # fmt: skip
     follower = Follower(lambda: keeper.member, identity, book, told, on_map, keeper.renew, keeper.adopt, events)
-    moves = Moves(book, reconciler, prober, on_map)
+    moves = Moves(book, reconciler, prober, Lookout(config.listen_port, lambda: rotor.identity.wireguard), on_map)
     parts = keeper, book, follower.link, reconciler, prober, moves, events
     rotor = Rotor(store, *parts, changed=on_map, tell=follower.dirty.set)
     follower.on_order, prober.on_go, health = rotor.wake.set, moves.go, Health(prober, psks.of)

@@ -1,9 +1,11 @@
 """The deep experiments: what is too dear to try with every echo, one peer after the other (NET-7).
 
 An experiment tries one peer and returns Readings; it never judges another check. They run alone, one peer at a time, by
-the schedule, at once for a peer that is new or whose keys changed, for all of them when our own did, and again for one
-with which something is wrong: of those the one that was tried longest ago, every AGAIN_EVERY_S, and the first time at
-once. What could not be told is tried again once. Nothing here knows what an experiment does.
+the schedule, at once for a peer that is new, soon for one whose keys changed and for all of them when our own did, and
+again for one with which something is wrong: of those the one that was tried longest ago, every AGAIN_EVERY_S, and the
+first time at once. What could not be told is tried again once. Nothing here knows what an experiment does.
+
+While keys change on one node after the other, it rests: a tap reads every packet of ours just when packets wait.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from meshctl.mesh.spans import short
 LOOK_EVERY_S: Final = 2.0  # for who is new
 AGAIN_EVERY_S: Final = 10.0  # one of the peers with which something is wrong
 WITHIN_S: Final = 30.0  # for one experiment with one peer
+CALM_S: Final = 3.0  # after a key changed: in a rotation the next one does after a second or two
+RESTED_S: Final = 30.0  # but a long rotation is no excuse for not looking
 _ASKED_MOST: Final = 64  # one at a time is tried: more are in their turn before that
 _WRONG: Final = (Verdict.FAILED, Verdict.DEGRADED)
 
@@ -54,6 +58,8 @@ class Deep:
         self._experiments, self._peers, self._is_proven, self._me = experiments, peers, is_proven, me
         self._monotonic = monotonic
         self._tried: dict[NodeId, bytes] = {}  # fingerprint of the statement that a peer had when last tried
+        self._changed: frozenset[tuple[NodeId, bytes]] = frozenset()  # who has another one since then
+        self._changed_at = self._resting_since = float("-inf")
         self._turn, self._next_at = 0, monotonic()
         self._again_at = self._next_at
         self._asked: set[NodeId] = set()
@@ -104,16 +110,19 @@ class Deep:
                 self.readings[reading[:2]] = reading
 
     def _due(self) -> Node | None:
-        """Who has not been tried with its present key, else whose turn it is."""
+        """Who has not been tried, or not with its present key, else whose turn it is."""
         peers = {node.id: node for node in self._peers()}
         for gone in self._tried.keys() - peers.keys():
             del self._tried[gone]
             self._asked.discard(gone)
             self.readings = {key: reading for key, reading in self.readings.items() if key[1] != gone}
-        for node in peers.values():
-            if self._tried.get(node.id) != node.statement.fingerprint and self._is_proven(node.id):
+        untried = [n for n in peers.values() if self._tried.get(n.id) != n.statement.fingerprint]
+        now, resting = self._monotonic(), self._is_resting(untried)
+        for node in untried:
+            if self._is_proven(node.id) and not (resting and node.id in self._tried):
                 return node
-        now = self._monotonic()
+        if resting:
+            return None
         if now >= self._again_at:
             wrong = self._asked | {NodeId(r.subject) for r in self.readings.values() if r.verdict in _WRONG}
             for node_id in self._tried:
@@ -126,3 +135,13 @@ class Deep:
         self._turn += 1
         due = peers[schedule.deep((*peers, self._me), self._me, self._turn)]
         return due if self._is_proven(due.id) else None
+
+    def _is_resting(self, untried: Iterable[Node]) -> bool:
+        """Whether keys have just changed, and more may."""
+        now, before = self._monotonic(), self._changed
+        self._changed = frozenset((n.id, n.statement.fingerprint) for n in untried if n.id in self._tried)
+        if self._changed - before:
+            if now - self._changed_at >= CALM_S:
+                self._resting_since = now
+            self._changed_at = now
+        return now - self._changed_at < CALM_S and now - self._resting_since < RESTED_S

@@ -1,7 +1,8 @@
 """What it means here that a peer has another key: follow it at the right moment, and measure how long we stood still
 (NET-5, MESH-ROT-001).
 
-A peer says "go" through the tunnel, or the map says that its key changed: both end in the book, and then here.
+Its handshake under the next key is seen on the wire, or it said "go" through the tunnel and a moment has passed, or the
+map says that its key changed, whichever comes first: all end in the book, and then here.
 The reconciler moves the peer; nothing here touches WireGuard.
 """
 
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from meshctl.agent.book import Book
+from meshctl.agent.lookout import Lookout
 from meshctl.agent.prober import Prober
 from meshctl.agent.reconcile import Reconciler
 from meshctl.mesh import rotation
@@ -27,17 +29,19 @@ class Moves:
         book: Book,
         reconciler: Reconciler,
         prober: Prober,
+        lookout: Lookout,
         changed: Callable[[], None],
         *,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`changed` hears that a peer was followed before the map says so."""
-        self._book, self._reconciler, self._prober = book, reconciler, prober
+        self._book, self._reconciler, self._prober, self._lookout = book, reconciler, prober, lookout
         self._changed, self._wall = changed, wall
         self._keys: dict[NodeId, PublicKey] = {}
         self._moved: dict[NodeId, float] = {}  # unix seconds
         self._unmeasured: set[NodeId] = set()
         self._gaps: dict[NodeId, float] = {}
+        lookout.on_seen = self.follow
 
     def at(self, peer: NodeId) -> float:
         """When the peer's key last changed, in unix seconds; 0: not since this process began."""
@@ -48,7 +52,7 @@ class Moves:
         return self._gaps.get(peer, 0.0)
 
     def go(self, peer: NodeId, serial: int, hold_s: float) -> None:
-        """The peer switches: follow it once it surely has."""
+        """The peer switches: follow it once it surely has, if that is not seen before."""
         asyncio.get_running_loop().call_later(min(hold_s, rotation.GRANT_S), self.follow, peer, serial)
 
     def follow(self, peer: NodeId, serial: int) -> None:
@@ -59,7 +63,9 @@ class Moves:
     def noticed(self) -> bool:
         """The map moved -> whether there is something to measure."""
         now, before = self._wall(), self._keys
-        self._keys = {node.id: node.statement.wireguard for node in self._book.roster.nodes.values()}
+        nodes = self._book.roster.nodes.values()
+        self._keys = {node.id: node.statement.wireguard for node in nodes}
+        self._lookout.expect({node.next.wireguard: (node.id, node.next.serial) for node in nodes if node.next})
         for node in before.keys() & self._keys.keys():
             if before[node] != self._keys[node]:
                 self._moved[node] = now

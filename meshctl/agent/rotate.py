@@ -350,9 +350,12 @@ class Rotor:
             stated, live = self._next.signed, sum(map(self._is_live, self._peers()))
             waiting = tuple(lacking[: rotation.NAMED])
             return Report(saved.rotation, stage, stated, self._question, live, 0, waiting)
-        unproven = self._unproven()
+        unproven, unsettled = self._unproven(), self._unsettled()
         lived = self._lived_peers()
-        stage = Stage.BACK if saved.stage == Stage.BACK else Stage.SWITCHED if self._unsettled() else Stage.PROVEN
+        since_s = self._monotonic() - self._switched_at
+        if saved.stage == Stage.SWITCHED and unsettled and since_s < rotation.HOLD_S and self.report:
+            return self.report  # by the map a peer would follow at once, and its handshake might cross ours
+        stage = Stage.BACK if saved.stage == Stage.BACK else Stage.SWITCHED if unsettled else Stage.PROVEN
         out = self._stood_still(lived, saved.switched_at)
         into = Gaps.of(gap for node in lived if (gap := self._prober.span_s(node.id)))
         waiting = tuple(unproven[: rotation.NAMED])

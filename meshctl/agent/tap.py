@@ -95,11 +95,11 @@ class Tap:
             index = socket.if_nametoindex(self._interface)
             # What it hears before the filter is there is looked at as everything else, and dismissed.
             self._wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | _FLAGS, socket.htons(_ETH_P_ALL))
-            _attach(self._wire, bpf.tap(index, self._port, prefixes))
+            attach(self._wire, bpf.tap(index, self._port, prefixes))
             for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
                 with contextlib.suppress(OSError) if version == 6 else contextlib.nullcontext():  # a host without IPv6
                     self._behind.append(socket.socket(family, socket.SOCK_RAW | _FLAGS, socket.IPPROTO_UDP))
-                    _attach(self._behind[-1], bpf.behind(version, self._port))
+                    attach(self._behind[-1], bpf.behind(version, self._port))
         except PermissionError as error:
             self._close()
             raise EnvironmentFault(NO_RIGHT, _GIVE) from error
@@ -176,7 +176,7 @@ def inject(source: bytes, source_port: int, target: bytes, target_port: int, pay
     family = socket.AF_INET6 if len(source) == 16 else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_RAW | _FLAGS, socket.IPPROTO_UDP) as sock:
-            _attach(sock, bpf.assemble(bpf.NOTHING))  # it sends only
+            attach(sock, bpf.assemble(bpf.NOTHING))  # it sends only
             sock.bind((socket.inet_ntop(family, source), 0))
             body = frames.udp(source, source_port, target, target_port, payload)
             sock.sendto(body, (socket.inet_ntop(family, target), 0))
@@ -200,7 +200,10 @@ def _unsent(error: OSError) -> EnvironmentFault:
     return EnvironmentFault(f"an experiment's packet cannot be sent: {error.strerror or error}")
 
 
-def _attach(sock: socket.socket, program: bytes) -> None:
-    """By array and not by ctypes, which wants memory that is writable and executable: the unit forbids that."""
+def attach(sock: socket.socket, program: bytes) -> None:
+    """Have the kernel filter what a socket gets. Raises OSError.
+
+    By array and not by ctypes, which wants memory that is writable and executable: the unit forbids that.
+    """
     held = array("B", program)
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(program) // 8, held.buffer_info()[0]))

@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Final, assert_never
 
+from meshctl.agent import sockets
 from meshctl.agent.device import PeerMemory, Wire, WireStep
 from meshctl.errors import EnvironmentFault
 from meshctl.mesh import plan
@@ -31,10 +32,6 @@ _RECEIVE_BYTES: Final = 1 << 20
 _GONE: Final = (FileNotFoundError, ConnectionError)  # no daemon, or one that ended while we spoke
 _ZEROS: Final = bytes(KEY_BYTES)
 _NOTHING: Final = ("", ("", ""))
-_UDP_TABLES: Final = (
-    Path("/proc/thread-self/net/udp"),
-    Path("/proc/thread-self/net/udp6"),
-)  # of this network namespace
 # What moves by itself sits together between these, in the middle of a peer's lines; wireguard-go writes tx before rx.
 _MOVING: Final = "last_handshake_time_sec="
 _STILL: Final = "persistent_keepalive_interval="
@@ -123,7 +120,7 @@ class UserspaceWireGuard:
         """See WireGuard: the daemon hears of its link by itself, a moment later, and opens its UDP port then."""
         with suppress(TimeoutError):
             async with asyncio.timeout(START_WITHIN_S):
-                while (wire := await self.read()) and not _is_bound(wire.listen_port):  # noqa: ASYNC110
+                while (wire := await self.read()) and not sockets.is_bound(wire.listen_port):  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_S)
 
     async def close(self) -> None:
@@ -162,11 +159,6 @@ async def transact(interface: str, request: str) -> str:
         ) from error
     except OSError as error:
         raise EnvironmentFault(f"cannot speak to wireguard-go: {error.strerror}", "meshctl needs root") from error
-
-
-def _is_bound(port: int) -> bool:
-    # Read, not tried: a probe that binds the port could take it from the daemon.
-    return any(f":{port:04X} " in table.read_text() for table in _UDP_TABLES if table.exists())
 
 
 def _apart(block: str) -> tuple[str, str]:
@@ -214,7 +206,9 @@ def _uapi(step: WireStep) -> str:
 
 def _whole(peer: Peer) -> str:
     name = f"public_key={peer.public_key.raw.hex()}\n"
-    text = name + "".join(_lines(peer, ("preshared_key", "endpoint", "allowed_ips", "keepalive_s")))
+    # A peer works from its second mention on, and the daemon drops what it would send to one that does not work yet.
+    text = f"{name}{''.join(_lines(peer, ('preshared_key', 'endpoint')))}"
+    text += f"{name}{''.join(_lines(peer, ('allowed_ips', 'keepalive_s')))}"
     if peer.endpoint is None or peer.keepalive_s:
         return text
     # A keepalive that is switched on is sent at once, and starts the handshake; then it is switched off again.

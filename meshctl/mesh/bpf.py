@@ -10,13 +10,14 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from meshctl.mesh import frames
 from meshctl.mesh.model import Network
 
 Instruction = tuple[int, int, str, str]  # code, operand, target if true, target if false; "" is the next one
 Program = Sequence["Instruction | str"]  # a string names the place of what follows
 
 _LD, _LDH, _LDB, _LDX_IHL = 0x20, 0x28, 0x30, 0xB1  # word, half, byte at an offset; X = 4 * (byte & 15)
-_LDH_X = 0x48  # half at X + offset
+_LDH_X, _LDB_X = 0x48, 0x50  # half, byte at X + offset
 _AND, _JEQ, _JSET, _JUMP, _RET = 0x54, 0x15, 0x45, 0x05, 0x06
 _PROTOCOL, _IFINDEX, _HATYPE = 0xFFFFF000, 0xFFFFF008, 0xFFFFF01C
 _ARPHRD_LOOPBACK: Final = 772
@@ -75,6 +76,21 @@ def behind(version: int, port: int) -> bytes:
     """For a raw UDP socket, which sees what the firewall let in: to `port` only. With IPv6 it sees no IP header."""
     load: list[Instruction] = [(_LDX_IHL, 0, "", ""), (_LDH_X, 2, "", "")] if version == 4 else [(_LDH, 2, "", "")]
     return assemble([*load, (_JEQ, port, "", "no"), (_RET, _WHOLE, "", ""), "no", (_RET, 0, "", "")])
+
+
+def initiations(version: int, port: int) -> bytes:
+    """For the same kind of socket: WireGuard's handshake initiations to `port`, known by size and type."""
+    ip, half, byte = ([(_LDX_IHL, 0, "", "")], _LDH_X, _LDB_X) if version == 4 else ([], _LDH, _LDB)
+    size = frames.UDP_HEAD_BYTES + frames.INITIATION_BYTES
+    program: list[Instruction | str] = [
+        *ip,
+        (half, 2, "", ""), (_JEQ, port, "", "no"),
+        (half, 4, "", ""), (_JEQ, size, "", "no"),
+        (byte, frames.UDP_HEAD_BYTES, "", ""), (_JEQ, frames.INITIATION, "", "no"),
+        (_RET, _WHOLE, "", ""),
+        "no", (_RET, 0, "", ""),
+    ]  # fmt: skip
+    return assemble(program)
 
 
 def _within(prefix: Network | None, offsets: Sequence[int], family: str) -> list[Instruction | str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import subprocess
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from meshctl.crypto.identity import Identity, public_key
-from meshctl.crypto.noise import initiation, tai64n
+from meshctl.crypto.noise import initiation, initiator, tai64n
 from meshctl.errors import TrustError
 from meshctl.mesh import frames
 from meshctl.mesh.keys import PrivateKey, PublicKey
@@ -68,3 +69,20 @@ def test_moments_compare_as_their_bytes_do() -> None:
 def test_a_crafted_key_is_refused() -> None:
     with pytest.raises(TrustError):
         initiation(OURS, PublicKey(bytes(32)), INDEX, unix_ns=0)
+
+
+def test_whose_an_initiation_is_only_the_receiver_can_tell() -> None:
+    message = initiation(OURS, public_key(THEIRS), INDEX, unix_ns=time.time_ns())
+    assert initiator(message, THEIRS) == public_key(OURS)
+    assert initiator(message, OURS) is None
+    assert initiator(message + b"x", THEIRS) is None
+    assert initiator(b"", THEIRS) is None
+
+
+def test_an_initiation_of_small_order_is_nobodys() -> None:
+    """Anybody can give it the MAC that names us."""
+    genuine = initiation(OURS, public_key(THEIRS), INDEX, unix_ns=0)
+    body = genuine[:8] + bytes(32) + genuine[40:116]
+    label = hashlib.blake2s(b"mac1----" + public_key(THEIRS).raw).digest()
+    message = body + hashlib.blake2s(body, key=label, digest_size=16).digest() + bytes(16)
+    assert initiator(message, THEIRS) is None

@@ -120,6 +120,7 @@ class Turner:
         self.look()
         wall = lambda: START + self.mesh.now  # noqa: E731
         fakes: Any = self.computer.book, self.reconciler, prober
+        fakes += (SimpleNamespace(expect=lambda _: None),)
         self.moves = Moves(*fakes, lambda: self.moves.noticed(), wall=wall)
         more: Any = self.keeper, self.computer.book, self.link, self.reconciler, prober, self.moves
         disk: Any = self.disk

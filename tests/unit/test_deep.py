@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from meshctl.agent.deep import Deep
+from meshctl.agent.deep import CALM_S, RESTED_S, Deep
 from meshctl.crypto.identity import Identity
 from meshctl.errors import EnvironmentFault
 from meshctl.mesh.catalogue import PATH, Verdict
@@ -72,12 +72,14 @@ async def test_the_new_first_then_each_in_turn() -> None:
     assert {reading.verdict for reading in stage.deep.readings.values()} == {Verdict.OK}
 
 
-async def test_a_rotated_peer_is_tried_at_once_and_a_gone_one_forgotten() -> None:
+async def test_a_rotated_peer_is_tried_soon_and_a_gone_one_forgotten() -> None:
     stage = Stage()
     await stage.go()
     rotated = stage.rotating.state("mesh00000001", 2)
     stage.peers = [replace(stage.peers[0], statement=rotated), stage.peers[1]]
-    assert await stage.go() == [stage.peers[0].id]
+    assert await stage.go() == [], "the next node may be rotating now"
+    stage.now += CALM_S
+    assert (await stage.go())[0] == stage.peers[0].id
     assert {subject for _, subject in stage.deep.readings} == {node.id for node in stage.peers}
 
 
@@ -87,8 +89,34 @@ async def test_after_our_own_rotation_every_peer_is_tried_anew_and_a_gone_one_is
     assert await stage.go() == []
     gone = stage.peers.pop()
     stage.deep.anew()
+    assert await stage.go() == []
+    stage.now += CALM_S
     assert sorted(await stage.go()) == sorted(node.id for node in stage.peers)
     assert gone.id not in {subject for _, subject in stage.deep.readings}
+
+
+async def test_while_keys_change_on_one_node_after_the_other_only_the_new_are_tried() -> None:
+    stage = Stage()
+    await stage.go()
+    for serial in range(2, 10):
+        stage.peers[0] = replace(stage.peers[0], statement=stage.rotating.state("mesh00000001", serial))
+        stage.now += CALM_S * 0.9
+        assert await stage.go() == []
+    stage.peers.append(peer(5))
+    assert set(await stage.go()) == {stage.peers[-1].id}
+    stage.now += CALM_S
+    assert (await stage.go())[0] == stage.peers[0].id
+
+
+async def test_a_rotation_of_a_thousand_nodes_does_not_blind_us() -> None:
+    stage = Stage()
+    await stage.go()
+    tried, serial = 0, 2
+    while stage.now < 10 * RESTED_S:
+        stage.peers[0] = replace(stage.peers[0], statement=stage.rotating.state("mesh00000001", serial))
+        tried += len(await stage.go())
+        stage.now, serial = stage.now + 1.0, serial + 1
+    assert tried > 9 * RESTED_S / 2, "after half a minute as ever"
 
 
 async def test_a_silent_peer_is_not_tried_before_it_answers() -> None:

@@ -1,0 +1,32 @@
+"""UDP sockets of this host as the kernel lists them (proc(5), /proc/net/udp): who listens, and what waits to be read.
+
+Read, not tried: a probe that binds a port could take it from its owner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+# Of the calling thread: others may be in another network namespace.
+_TABLES: Final = (Path("/proc/thread-self/net/udp"), Path("/proc/thread-self/net/udp6"))
+_LOCAL, _QUEUES = 1, 4  # columns: hexadecimal "address:port", and bytes to be "sent:read"
+
+
+def is_bound(port: int) -> bool:
+    """Whether somebody listens there."""
+    return any(True for _ in _rows(port))
+
+
+def unread(port: int) -> int:
+    """Bytes that came for whoever listens there, and were not read yet."""
+    return sum(int(row[_QUEUES].rpartition(":")[2], 16) for row in _rows(port))
+
+
+def _rows(port: int) -> Iterator[list[str]]:
+    for table in _TABLES:
+        with contextlib.suppress(FileNotFoundError):  # a host without IPv6
+            rows = map(str.split, table.read_text().splitlines()[1:])
+            yield from (row for row in rows if row[_LOCAL].endswith(f":{port:04X}"))
