@@ -148,8 +148,9 @@ def up(config: AgentConfig, begun: float | None = None) -> None:
         device=saved.device,
         health_listen=_told_now_or_at_join(config.health_listen, saved.health_listen),
     )
-    from meshctl.agent import daemon
+    from meshctl.agent import daemon, loops
 
+    loops.take_precedence()
     begun = time.monotonic() if begun is None else begun
     # asyncio's own loop: uvloop opens no netlink sockets, and one node has nothing to gain from it
     asyncio.run(daemon.run(config, store, lambda words: click.echo(f"{words} ({time.monotonic() - begun:.2f} s)")))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from meshctl.agent.loops import NICE
 from meshctl.agent.store import Store
 from meshctl.mesh.token import JoinToken
 from tests.harness.mesh import HUB, PORT, READY_S, Lab, Node, until
@@ -49,6 +50,13 @@ def test_two_nodes_join_and_all_is_well(lab: Lab, pair: tuple[Node, Node]) -> No
         READY_S,
         "both kernels hold what the registry says",
     )
+
+
+def test_agent_and_its_wireguard_do_not_wait_for_the_machines_other_work(pair: tuple[Node, Node]) -> None:
+    """Else a busy machine is told as a broken path, and packets are lost for want of somebody who reads them."""
+    for node in pair:
+        for pid in (node.pid or 0, node.wireguard_go()):
+            assert os.getpriority(os.PRIO_PROCESS, pid) == NICE
 
 
 def test_second_join_on_a_member_is_refused(lab: Lab, pair: tuple[Node, Node]) -> None:
