@@ -161,7 +161,9 @@ def test_node_at_a_deaf_coordinator_is_not_switched_late(scene: Scene) -> None:
     code = running.wait(120)
     until(lambda: lab.at(scene.a) is lab.one, READY_S, "it has moved")
     if code == 11:
-        assert "a: it is not connected" in lab.one.said()
+        # Its peers were at the deaf coordinator, too: who moved first is chance.
+        said = lab.one.said()
+        assert "a: it is not connected" in said or "a: peers with a live tunnel have not acknowledged" in said, said
         assert scene.a.key() == before
         assert lab.one.keys("rotate", "--node", "a", "--wait").returncode == 0
     else:
