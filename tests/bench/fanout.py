@@ -105,14 +105,15 @@ async def join(
 ) -> int:
     """Agents join a mesh of `streams` -> how many did."""
     await agents.prepare(token=token, count=count, name=f"join-{streams}")
-    cost, frames = Cost(*servers), (await agents.figures())["frames"]
+    cost, theirs, frames = Cost(*servers), Cost(agents.process), (await agents.figures())["frames"]
     seen = await agents.join(parallel=parallel, within=WITHIN_S)
     frames = ((await agents.figures())["frames"] - frames) / (streams + seen["joined"])
     show(
         f"{what}: {count} joins, {parallel} at a time, into {streams}",
         f"all have all after {seen['took']:.2f} s, {seen['joined'] / seen['sessions']:.0f} joins/s, "
         f"p50 {ms(seen['p50'])}, p99 {ms(seen['p99'])}, failed {seen['failed'] or 0}, "
-        f"{frames:.1f} frames/stream, {cost.spent() / count * 1e3:.1f} ms CPU each",
+        f"{frames:.1f} frames/stream, CPU each {cost.spent() / count * 1e3:.1f} ms, "
+        f"of the agents' process {theirs.spent() / count * 1e3:.1f} ms",
     )
     assert seen["all"], seen
     await agents.idle(seconds=2)
