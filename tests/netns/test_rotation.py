@@ -15,7 +15,7 @@ import pytest
 
 from meshctl.agent.store import SavedRotation, Store
 from meshctl.crypto.identity import Identity
-from meshctl.mesh import limits
+from meshctl.mesh import limits, rotation
 from meshctl.mesh.rotation import Phase, Stage
 from tests.harness.mesh import MESHCTL, READY_S, Lab, Node, until
 from tests.harness.rotating import agree, deafen, is_lost, lose_first, undeafen
@@ -119,6 +119,17 @@ def test_first_initiation_is_lost_and_the_pair_does_not_wait_for_wireguards_next
     gap = scene.lab.coordinator.rotation().gap
     record_property("figure", f"the first initiation of each peer of {name} lost: gap {gap.worst:.2f} s")
     assert gap.worst < limits.FOLLOWER_OFFSET_S
+    scene.settled()
+
+
+def test_handshake_under_the_new_key_is_not_seen_and_peers_follow_what_the_node_said(scene: Scene) -> None:
+    """Its initiations are lost, all of them: "go" through the tunnel has to do."""
+    deafen((scene.b, scene.c))
+    done = scene.lab.coordinator.keys("rotate", "--node", "a", "--wait")
+    assert done.returncode == 0, done.stdout + done.stderr
+    gap = scene.lab.coordinator.rotation().gap
+    assert rotation.HOLD_S / 2 < gap.p50 < limits.HEIR_AGAIN_S, "after a while that was said, and not by another way"
+    undeafen((scene.b, scene.c))
     scene.settled()
 
 
