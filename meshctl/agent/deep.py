@@ -27,7 +27,7 @@ LOOK_EVERY_S: Final = 2.0  # for who is new
 AGAIN_EVERY_S: Final = 10.0  # one of the peers with which something is wrong
 WITHIN_S: Final = 30.0  # for one experiment with one peer
 CALM_S: Final = 3.0  # after a key changed: in a rotation the next one does after a second or two
-RESTED_S: Final = 30.0  # but a long rotation is no excuse for not looking
+RESTED_S: Final = 15.0  # but a long rotation is no excuse for not looking: one experiment, then it rests again
 _ASKED_MOST: Final = 64  # one at a time is tried: more are in their turn before that
 _WRONG: Final = (Verdict.FAILED, Verdict.DEGRADED)
 
@@ -93,6 +93,7 @@ class Deep:
         self._tried.pop(peer.id, None)  # the order is that of trying
         self._tried[peer.id] = peer.statement.fingerprint
         self._asked.discard(peer.id)
+        self._resting_since = self._monotonic()
         for experiment in self._experiments:
             try:
                 async with asyncio.timeout(WITHIN_S):
@@ -119,7 +120,7 @@ class Deep:
         untried = [n for n in peers.values() if self._tried.get(n.id) != n.statement.fingerprint]
         now, resting = self._monotonic(), self._is_resting(untried)
         for node in untried:
-            if self._is_proven(node.id) and not (resting and node.id in self._tried):
+            if self._is_proven(node.id) and (not resting or node.id not in self._tried):
                 return node
         if resting:
             return None

@@ -98,7 +98,8 @@ async def test_after_our_own_rotation_every_peer_is_tried_anew_and_a_gone_one_is
 async def test_while_keys_change_on_one_node_after_the_other_only_the_new_are_tried() -> None:
     stage = Stage()
     await stage.go()
-    for serial in range(2, 10):
+    stage.now += 100.0
+    for serial in range(2, 7):
         stage.peers[0] = replace(stage.peers[0], statement=stage.rotating.state("mesh00000001", serial))
         stage.now += CALM_S * 0.9
         assert await stage.go() == []
@@ -116,7 +117,7 @@ async def test_a_rotation_of_a_thousand_nodes_does_not_blind_us() -> None:
         stage.peers[0] = replace(stage.peers[0], statement=stage.rotating.state("mesh00000001", serial))
         tried += len(await stage.go())
         stage.now, serial = stage.now + 1.0, serial + 1
-    assert tried > 9 * RESTED_S / 2, "after half a minute as ever"
+    assert 8 <= tried <= 10, "one experiment, and a rest"
 
 
 async def test_a_silent_peer_is_not_tried_before_it_answers() -> None:
