@@ -19,6 +19,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
 
+from meshctl.agent import sockets
 from meshctl.agent.device import is_installed
 from meshctl.agent.join import Member
 from meshctl.agent.store import Store
@@ -205,7 +206,7 @@ def _port_holder(
     port: int, interface: str, owners: dict[str, int], *, root: bool, unseen: dict[str, str]
 ) -> str | None:
     """Who has the UDP port; empty when nobody has, or this mesh."""
-    inodes = [*_bound("/proc/net/udp", port), *_bound("/proc/net/udp6", port)]
+    inodes = sockets.inodes(port)
     if not inodes and not _is_taken(port):
         return ""
     for inode in inodes:
@@ -224,17 +225,6 @@ def _port_holder(
     except OSError:
         ours = False
     return "" if ours else "the kernel, for a WireGuard interface that is not ours"
-
-
-def _bound(table: str, port: int) -> Iterator[str]:
-    try:
-        lines = Path(table).read_text().splitlines()[1:]
-    except OSError:
-        return
-    for line in lines:
-        parts = line.split()
-        if int(parts[1].rpartition(":")[2], 16) == port:
-            yield parts[9]
 
 
 def _is_taken(port: int) -> bool:

@@ -38,18 +38,12 @@ _FAMILIES: Final = ((4, socket.AF_INET), (6, socket.AF_INET6))
 class Lookout:
     """`expect` next keys, with every map."""
 
-    def __init__(
-        self,
-        port: int,
-        own: Callable[[], PrivateKey],
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, port: int, own: Callable[[], PrivateKey]) -> None:
         """`port` is WireGuard's and `own` its key; `on_seen` hears whose next statement (serial) is in force, once
         what was sent under the one before is likely to be here.
         """
         self.on_seen: Callable[[NodeId, int], object] = lambda *_: None
-        self._port, self._own, self._monotonic = port, own, monotonic
+        self._port, self._own = port, own
         self._expected: Expected = {}
         self._sockets: list[socket.socket] = []
         self._second, self._opened = 0, 0
@@ -60,10 +54,9 @@ class Lookout:
         if expected and not self._sockets:
             self._open()
         elif not expected:
-            self.close()
+            self._close()
 
-    def close(self) -> None:
-        """Look no longer."""
+    def _close(self) -> None:
         for sock in self._sockets:
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
@@ -83,7 +76,7 @@ class Lookout:
                 packet = sock.recv(_PACKET_BYTES)
             except OSError:
                 return
-            second = int(self._monotonic())
+            second = int(time.monotonic())
             if second != self._second:
                 self._second, self._opened = second, 0
             # The message is the end of the packet: no header of IPv6 comes with it, and one of IPv4 may have options.
@@ -93,12 +86,12 @@ class Lookout:
                 continue
             key = noise.initiator(message, self._own())
             if key and key in self._expected:
-                at = self._monotonic() + rotation.HOLD_S
+                at = time.monotonic() + rotation.HOLD_S
                 asyncio.get_running_loop().call_later(rotation.SETTLED_S, self._settle, at, *self._expected[key])
 
     def _settle(self, at: float, peer: NodeId, serial: int) -> None:
         """Tell once WireGuard has read its mail, at `at` (monotonic) in any case."""
-        if self._monotonic() < at and sockets.unread(self._port):
+        if time.monotonic() < at and sockets.unread(self._port):
             asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._settle, at, peer, serial)
         else:
             self.on_seen(peer, serial)

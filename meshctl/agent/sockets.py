@@ -12,12 +12,12 @@ from typing import Final
 
 # Of the calling thread: others may be in another network namespace.
 _TABLES: Final = (Path("/proc/thread-self/net/udp"), Path("/proc/thread-self/net/udp6"))
-_LOCAL, _QUEUES = 1, 4  # columns: hexadecimal "address:port", and bytes to be "sent:read"
+_LOCAL, _QUEUES, _INODE = 1, 4, 9  # columns: hexadecimal "address:port", bytes to be "sent:read", and the socket
 
 
-def is_bound(port: int) -> bool:
-    """Whether somebody listens there."""
-    return any(True for _ in _rows(port))
+def inodes(port: int) -> list[str]:
+    """The sockets of those who listen there; empty when nobody does."""
+    return [row[_INODE] for row in _rows(port)]
 
 
 def unread(port: int) -> int:
@@ -27,6 +27,6 @@ def unread(port: int) -> int:
 
 def _rows(port: int) -> Iterator[list[str]]:
     for table in _TABLES:
-        with contextlib.suppress(FileNotFoundError):  # a host without IPv6
+        with contextlib.suppress(OSError):  # a host without IPv6, or a sandbox without /proc
             rows = map(str.split, table.read_text().splitlines()[1:])
             yield from (row for row in rows if row[_LOCAL].endswith(f":{port:04X}"))

@@ -120,7 +120,7 @@ class UserspaceWireGuard:
         """See WireGuard: the daemon hears of its link by itself, a moment later, and opens its UDP port then."""
         with suppress(TimeoutError):
             async with asyncio.timeout(START_WITHIN_S):
-                while (wire := await self.read()) and not sockets.is_bound(wire.listen_port):  # noqa: ASYNC110
+                while (wire := await self.read()) and not sockets.inodes(wire.listen_port):  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_S)
 
     async def close(self) -> None:

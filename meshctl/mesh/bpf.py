@@ -74,23 +74,27 @@ def tap(interface: int, port: int, prefixes: Iterable[Network]) -> bytes:
 
 def behind(version: int, port: int) -> bytes:
     """For a raw UDP socket, which sees what the firewall let in: to `port` only. With IPv6 it sees no IP header."""
-    load: list[Instruction] = [(_LDX_IHL, 0, "", ""), (_LDH_X, 2, "", "")] if version == 4 else [(_LDH, 2, "", "")]
-    return assemble([*load, (_JEQ, port, "", "no"), (_RET, _WHOLE, "", ""), "no", (_RET, 0, "", "")])
+    return assemble([*_to_port(version, port), (_RET, _WHOLE, "", ""), "no", (_RET, 0, "", "")])
 
 
 def initiations(version: int, port: int) -> bytes:
     """For the same kind of socket: WireGuard's handshake initiations to `port`, known by size and type."""
-    ip, half, byte = ([(_LDX_IHL, 0, "", "")], _LDH_X, _LDB_X) if version == 4 else ([], _LDH, _LDB)
+    half, byte = (_LDH_X, _LDB_X) if version == 4 else (_LDH, _LDB)
     size = frames.UDP_HEAD_BYTES + frames.INITIATION_BYTES
     program: list[Instruction | str] = [
-        *ip,
-        (half, 2, "", ""), (_JEQ, port, "", "no"),
+        *_to_port(version, port),
         (half, 4, "", ""), (_JEQ, size, "", "no"),
         (byte, frames.UDP_HEAD_BYTES, "", ""), (_JEQ, frames.INITIATION, "", "no"),
         (_RET, _WHOLE, "", ""),
         "no", (_RET, 0, "", ""),
     ]  # fmt: skip
     return assemble(program)
+
+
+def _to_port(version: int, port: int) -> list[Instruction]:
+    """Go on with what is for this port, X at the UDP header; else jump to "no"."""
+    load = [(_LDX_IHL, 0, "", ""), (_LDH_X, 2, "", "")] if version == 4 else [(_LDH, 2, "", "")]
+    return [*load, (_JEQ, port, "", "no")]
 
 
 def _within(prefix: Network | None, offsets: Sequence[int], family: str) -> list[Instruction | str]:

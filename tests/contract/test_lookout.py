@@ -199,7 +199,9 @@ async def test_agent_that_may_not_open_raw_sockets_goes_by_what_it_is_told(
 
     async def work() -> None:
         monkeypatch.setattr("meshctl.agent.lookout.socket.socket", refused)
+        before = len(os.listdir("/proc/self/fd"))
         ground.lookout.expect({public_key(NEXT): (PEER, SERIAL)})
+        assert len(os.listdir("/proc/self/fd")) == before
         ground.lookout.expect({})
 
     await ground.a.run(work())
