@@ -329,6 +329,8 @@ class Rotor:
         said, now = self._compose(), self._monotonic()
         if said is None and self.report is None:
             return
+        if said and said.stage is Stage.SWITCHED and now - self._switched_at < rotation.HOLD_S:
+            return  # by the map a peer would follow at once, and its handshake might cross ours
         old = self.report
         urgent = said is None or old is None or (said.stage, said.question) != (old.stage, old.question)
         pause = TELL_EVERY_S if said != old else REPEAT_EVERY_S
@@ -350,12 +352,9 @@ class Rotor:
             stated, live = self._next.signed, sum(map(self._is_live, self._peers()))
             waiting = tuple(lacking[: rotation.NAMED])
             return Report(saved.rotation, stage, stated, self._question, live, 0, waiting)
-        unproven, unsettled = self._unproven(), self._unsettled()
+        unproven = self._unproven()
         lived = self._lived_peers()
-        since_s = self._monotonic() - self._switched_at
-        if saved.stage == Stage.SWITCHED and unsettled and since_s < rotation.HOLD_S and self.report:
-            return self.report  # by the map a peer would follow at once, and its handshake might cross ours
-        stage = Stage.BACK if saved.stage == Stage.BACK else Stage.SWITCHED if unsettled else Stage.PROVEN
+        stage = Stage.BACK if saved.stage == Stage.BACK else Stage.SWITCHED if self._unsettled() else Stage.PROVEN
         out = self._stood_still(lived, saved.switched_at)
         into = Gaps.of(gap for node in lived if (gap := self._prober.span_s(node.id)))
         waiting = tuple(unproven[: rotation.NAMED])
